@@ -1,0 +1,49 @@
+"""The error family: what a user can mend says so in its exit code.
+
+PeftkitError          1  the run failed
+|- ConfigError        2  settings: unknown, misspelt, out of range or clashing
+|- DataError          2  rows, columns, labels, files of data
+|- ModelError         2  a base model that cannot be found, read or adapted
+|- CheckpointError    1  a checkpoint that cannot be written, verified or resumed
+|- ExportError        1  an export that is not what was trained
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class PeftkitError(Exception):
+    """Anything that peftkit itself reports; the command line prints the message alone, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(PeftkitError):
+    """One or more settings are wrong; every one of them is named."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(PeftkitError):
+    """Data that cannot be trained on; the message names the file and the row."""
+
+    exit_code = 2
+
+
+class ModelError(PeftkitError):
+    """A base model that cannot be found, read, or adapted as asked."""
+
+    exit_code = 2
+
+
+class CheckpointError(PeftkitError):
+    """A checkpoint that cannot be written, does not verify, or belongs to another run."""
+
+
+class ExportError(PeftkitError):
+    """An export that differs from the model that was trained."""

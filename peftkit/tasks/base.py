@@ -1,0 +1,80 @@
+"""What every task answers: row -> features -> batch -> a summed loss and its count, and a record of every row scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from peftkit.config.section import Choice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Row = dict[str, Any]
+"""A row as it was read: column -> value."""
+Features = dict[str, Any]
+"""A row as the model sees it: `input_ids`, `labels`, ... as lists of numbers (a label may be one number)."""
+Batch = dict[str, "Tensor"]
+"""Features stacked and padded: tensors whose first axis is the row."""
+Record = dict[str, Any]
+"""What is kept of a scored row: plain numbers, words and short lists; `loss` (summed over its targets) and `targets`."""
+
+IGNORED = -100
+"""The label of a position that no loss counts (torch's and transformers' own)."""
+
+
+class RowError(ValueError):
+    """Why a row cannot be learnt from, in a sentence without the row's content; the reader adds file and row number."""
+
+
+class Task(Choice, kind="task", default="chat"):
+    """What is learnt. The loss is a sum and a count, never a mean: the loop divides by the count of the whole step."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    """The names of the metrics that score it by default."""
+    columns: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """The columns that it reads -> the names they usually have. `--data.columns` names others."""
+
+    def model_class(self) -> Any:
+        """The transformers class to load, `AutoModelForCausalLM` or a sibling."""
+        raise NotImplementedError
+
+    def model_options(self) -> dict[str, Any]:
+        """What the task adds to the model's configuration (`num_labels`, `id2label`, ...)."""
+        return {}
+
+    def fit(self, rows: Sequence[Row]) -> Self:
+        """This task with what its settings leave open read from the training rows (a label set); the same object if nothing."""
+        return self
+
+    def encode(self, row: Row, processor: Any, max_length: int) -> Features:
+        """A row, its columns under the task's own names, as features of at most `max_length` positions.
+
+        `processor` is the tokenizer (for images and audio, the processor). Raises RowError if the row is unusable or
+        keeps no target.
+        """
+        raise NotImplementedError
+
+    def collate(self, features: Sequence[Features], processor: Any) -> Batch:
+        """Stack and pad to the longest of `features`."""
+        raise NotImplementedError
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model's forward is called with: all of the batch but the labels, so that it computes no loss of its own."""
+        return {name: value for name, value in batch.items() if name != "labels"}
+
+    def blank(self, batch: Batch) -> Batch:
+        """The same batch with no target in it: what a process runs when it has no rows left but the others have."""
+        return {**batch, "labels": batch["labels"].new_full(batch["labels"].shape, IGNORED)}
+
+    def targets(self, batch: Batch) -> int:
+        """How many labels the loss of this batch counts."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """The loss summed over `targets(batch)`, an fp32 scalar with a graph (zero, still with a graph, if there are none)."""
+        raise NotImplementedError
+
+    def score(self, outputs: Any, batch: Batch) -> list[Record]:
+        """One record a row, in order, each from this row alone: what the metrics need of it, and no logits."""
+        raise NotImplementedError
