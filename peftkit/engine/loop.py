@@ -1,0 +1,96 @@
+"""The loop: a generator of optimizer steps, whose gradient does not depend on how a step is split.
+
+A task's loss is a sum over targets. The loop counts the targets of the whole step, over all micro-batches and processes,
+before the first backward pass, and divides every micro-batch's sum by that count. The step's gradient is then the
+gradient of the mean over all its targets, whatever the split.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from peftkit.engine.open import Engine
+from peftkit.engine.world import World
+from peftkit.tasks import Task
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, as a row of metrics.jsonl. `step` counts from 1; `loss` is the mean over `targets`."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    targets: int
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def steps(
+    engine: Engine,
+    batches: Iterable[Sequence[dict[str, Any]]],
+    task: Task,
+    world: World,
+    rate: Callable[[int], float],
+    done: int = 0,
+) -> Iterator[Step]:
+    """One optimizer step for each list of micro-batches, counting on from `done`; `rate` gives a step's share of the peak rate.
+
+    Every process must be given lists of the same lengths (ZeRO gathers and reduces in every pass).
+    """
+    engine.deepspeed.train()
+    start = time.perf_counter()
+    for number, micro_batches in enumerate(batches, start=done):
+        engine.set_rate(rate(number))
+        lr = max(group["lr"] for group in engine.groups)
+        (targets,) = world.sum(sum(task.targets(batch) for batch in micro_batches))
+        loss = _accumulate(engine, micro_batches, task, world, max(1.0, targets))
+        grad_norm = _update(engine)
+        (loss,) = world.sum(loss)
+        now = time.perf_counter()
+        yield Step(number + 1, loss, grad_norm, lr, int(targets), now - start)
+        start = time.perf_counter()
+
+
+def _accumulate(engine: Engine, micro_batches: Sequence[dict[str, Any]], task: Task, world: World, targets: float) -> float:
+    """Run every micro-batch forward and back; this process's part of the step's mean loss."""
+    total = 0.0
+    for index, batch in enumerate(micro_batches):
+        batch = on_device(batch, world.device, engine)
+        engine.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+        loss = task.loss(engine.deepspeed(**task.inputs(batch)), batch) / targets
+        # DeepSpeed averages over the processes, and the count of targets is already that of all of them.
+        engine.deepspeed.backward(loss * world.processes, scale_wrt_gas=False)
+        total += float(loss.detach())
+    return total
+
+
+def _update(engine: Engine) -> float:
+    """Take the step; the norm of its gradient before clipping."""
+    if engine.zero:
+        engine.deepspeed.step()
+        return float(engine.deepspeed.get_global_grad_norm() or 0.0)
+    gradients = [weight.grad for weight in engine.trained().values() if weight.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))  # without ZeRO DeepSpeed does not tell
+    engine.deepspeed.step()
+    return norm
+
+
+def on_device(batch: dict[str, Any], device: torch.device, engine: Engine) -> dict[str, Any]:
+    """The batch where the model is; pixels and sound in the model's own number format."""
+    dtype = next((weight.dtype for weight in engine.model.parameters() if weight.is_floating_point()), torch.float32)
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, dtype=dtype if value.is_floating_point() else None, non_blocking=True)
+
+    return {name: move(value) if name != "labels" else value.to(device) for name, value in batch.items()}

@@ -1,0 +1,90 @@
+"""The only `deepspeed.initialize`: a model whose trainable weights are marked becomes an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftkit.engine.ds_config import Config, offloads_optimizer, stage_of
+from peftkit.engine.optim import Group, Optimizer, parameter_groups
+from peftkit.errors import ConfigError, ModelError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model under DeepSpeed, and what the rest of peftkit asks of it."""
+
+    deepspeed: Any
+    zero: int
+    """The ZeRO stage that really runs."""
+
+    @property
+    def model(self) -> nn.Module:
+        module: nn.Module = self.deepspeed.module
+        return module
+
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The innermost optimizer: ZeRO wraps it around flat partitions of the parameters."""
+        optimizer: torch.optim.Optimizer = self.deepspeed.optimizer.optimizer if self.zero else self.deepspeed.optimizer
+        return optimizer
+
+    @property
+    def groups(self) -> list[Group]:
+        groups: list[Group] = self.torch_optimizer.param_groups
+        return groups
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What trains, by name, in the model's order."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def set_rate(self, factor: float) -> None:
+        """Every group's learning rate becomes `factor` times its peak."""
+        for group in self.groups:
+            group["lr"] = group["peak"] * factor
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the model, so that it can be opened again."""
+        self.deepspeed.destroy()
+
+
+def open_engine(model: nn.Module, optim: Optimizer, config: Config, depths: Mapping[str, int], born: Mapping[str, int]) -> Engine:
+    """`model` under DeepSpeed with the filled `config`; `depths` and `born` as in `parameter_groups`."""
+    import deepspeed
+
+    groups = parameter_groups(model, optim, depths, born)
+    if not groups:
+        raise ModelError("no weight trains: --strategy froze all of them")
+    optimizer = optim.build(groups, offloads_optimizer(config))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    return Engine(engine, stage_of(config))
+
+
+def choose_precision(wanted: str, config: Config) -> str:
+    """fp32, bf16 or fp16: what was asked for if the device computes in it, else a ConfigError that says what it can do."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    able = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
+    if wanted == "auto":
+        named = [kind for kind in ("bf16", "fp16") if config.get(kind, {}).get("enabled", "auto") is True]
+        wanted = named[0] if named else ("bf16" if able["bf16"] and accelerator.device_name() != "cpu" else "fp32")
+    if not able[wanted]:
+        can = ", ".join(kind for kind, is_able in able.items() if is_able)
+        raise ConfigError(f"--precision {wanted}: this device ({accelerator.device_name()}) cannot compute in it; it can in {can}")
+    return wanted
+
+
+def zero3_guard(config: Config) -> Any:
+    """While this lives, transformers loads models already cut into ZeRO-3's partitions; None at other stages."""
+    if stage_of(config) != 3:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(config)

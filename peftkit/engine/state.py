@@ -1,0 +1,220 @@
+"""What a training has become, apart from any process count or ZeRO stage: weights and optimizer state by parameter name.
+
+`capture` reads it from an engine and `restore` puts it into another: a checkpoint on disk, the next stage of a gradual
+unfreezing, a run on another number of processes. All of it is fp32 or integer tensors, so it lives in safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from peftkit.engine.open import Engine
+from peftkit.errors import CheckpointError
+
+SEPARATOR = "|"
+"""Between a parameter's name and the name of its state."""
+
+
+@dataclass
+class State:
+    """`weights`: name -> fp32 tensor. `optimizer`: "name|exp_avg" -> tensor. `counters`: "group|step" -> 0-dimensional tensor.
+
+    `local` holds what neither belongs to one parameter nor can be cut elsewhere (the block scales of 8-bit optimizers):
+    it fits the same process of the same world only.
+    """
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    counters: dict[str, Tensor] = field(default_factory=dict)
+    local: dict[str, Tensor] = field(default_factory=dict)
+
+
+def capture(engine: Engine, mine: Callable[[int], bool] = lambda index: True) -> State:
+    """The engine's state; of the tensors only those of the parameters whose index is `mine` (all take part in gathering)."""
+    state = State(counters=_counters(engine), local=_local_state(engine))
+    kinds = _kinds(engine)
+    for index, (name, parameter) in enumerate(engine.trained().items()):
+        weight = full_weight(engine, parameter)
+        if mine(index):
+            state.weights[name] = _copy(weight)
+        for kind, dtype in kinds.get(name, {}).items():
+            value = _full_state(engine, parameter, kind)
+            if mine(index):
+                state.optimizer[name + SEPARATOR + kind] = _copy(value).to(dtype)
+    return state
+
+
+def restore(engine: Engine, state: State) -> None:
+    """Put `state` into an engine over the same parameters (or more: what it does not know stays as it is).
+
+    The engine must have been opened on a model that already holds `state.weights` (see `load_weights`).
+    """
+    slots: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.optimizer.items():
+        name, kind = key.split(SEPARATOR)
+        slots.setdefault(name, {})[kind] = value
+    _make_optimizer_state(engine, state, slots)
+    for name, parameter in engine.trained().items():
+        if name in state.weights:
+            _set_full(engine, parameter, state.weights[name], None)
+        for kind, value in slots.get(name, {}).items():
+            _set_full(engine, parameter, value, kind)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into the parameters of the same names, also where ZeRO-3 has cut them.
+
+    Raises CheckpointError on a name that the model does not have, or another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in weights.items():
+        if name not in parameters:
+            raise CheckpointError(f"the checkpoint holds {name}, which this model lacks: is it of another base or strategy?")
+        parameter = parameters[name]
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if shape != tuple(value.shape):
+            raise CheckpointError(f"{name} is {tuple(value.shape)} in the checkpoint and {shape} in the model")
+        with gathered(parameter, writing=True), torch.no_grad():
+            parameter.copy_(value)
+
+
+def full_weight(engine: Engine, parameter: nn.Parameter) -> Tensor:
+    """A trained parameter's fp32 value, whole, on every process. A collective under ZeRO."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if engine.zero == 0:
+        return parameter.detach()
+    value: Tensor = safe_get_full_fp32_param(parameter)
+    return value
+
+
+def gathered(parameter: nn.Parameter, writing: bool = False) -> Any:
+    """A context in which `parameter` is whole, where ZeRO-3 has cut it; what the first process writes there reaches all."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if writing else None)
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _flats(engine: Engine) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """(name, tensor, state) of everything that the innermost optimizer updates on this process."""
+    for group in engine.groups:
+        for index, flat in enumerate(group["params"]):
+            yield f"{group['label']}{SEPARATOR}{index}", flat, engine.torch_optimizer.state.get(flat, {})
+
+
+def _is_elementwise(engine: Engine, value: Any, flat: Tensor) -> bool:
+    """Whether a state belongs to the parameter: of any shape without ZeRO, of the flat partition's shape with it."""
+    return isinstance(value, Tensor) and value.ndim > 0 and (engine.zero == 0 or value.shape == flat.shape)
+
+
+def _kinds(engine: Engine) -> dict[str, dict[str, torch.dtype]]:
+    """Parameter -> the kinds of state that it has by now, with their types; the same on all processes.
+
+    A process may own no element of a parameter, and a group that was unfrozen just now has no state at all, while
+    gathering is a collective: so the processes first agree on what there is.
+    """
+    mine = {
+        (group["label"], kind): str(value.dtype).removeprefix("torch.")
+        for group in engine.groups
+        for flat in group["params"]
+        for kind, value in engine.torch_optimizer.state.get(flat, {}).items()
+        if _is_elementwise(engine, value, flat)
+    }
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    found = {key: dtype for theirs in everyones for key, dtype in theirs.items()}
+    return {
+        name: {kind: getattr(torch, dtype) for (label, kind), dtype in sorted(found.items()) if label == group["label"]}
+        for group in engine.groups
+        for name in group["names"]
+    }
+
+
+def _counters(engine: Engine) -> dict[str, Tensor]:
+    """The steps that each flat tensor has taken. A plain number is kept as int64, so that it comes back as one."""
+    return {
+        flat_name + SEPARATOR + kind: torch.tensor(value, dtype=torch.int64) if isinstance(value, int) else _copy(value)
+        for flat_name, _, state in _flats(engine)
+        for kind, value in state.items()
+        if isinstance(value, int) or (isinstance(value, Tensor) and value.ndim == 0)
+    }
+
+
+def _local_state(engine: Engine) -> dict[str, Tensor]:
+    return {
+        flat_name + SEPARATOR + kind: _copy(value)
+        for flat_name, flat, state in _flats(engine)
+        for kind, value in state.items()
+        if isinstance(value, Tensor) and value.ndim > 0 and not _is_elementwise(engine, value, flat)
+    }
+
+
+def _full_state(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    if engine.zero == 0:
+        return cast(Tensor, engine.torch_optimizer.state[parameter][kind])
+    return cast(Tensor, safe_get_full_optimizer_state(parameter, kind))
+
+
+def _make_optimizer_state(engine: Engine, state: State, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Optimizers make their state at their first step; make it now, so that there is something to fill."""
+    kinds = {
+        group["label"]: {kind: value.dtype for name in group["names"] for kind, value in slots.get(name, {}).items()}
+        for group in engine.groups
+    }
+    for flat_name, flat, _ in _flats(engine):
+        label = flat_name.split(SEPARATOR)[0]
+        made: dict[str, Any] = {kind: torch.zeros_like(flat, dtype=dtype) for kind, dtype in kinds[label].items()}
+        for key, value in {**state.counters, **state.local}.items():
+            if key.startswith(flat_name + SEPARATOR):
+                plain = value.ndim == 0 and value.dtype == torch.int64
+                made[key.rsplit(SEPARATOR, 1)[1]] = int(value) if plain else value.clone().to(flat.device if value.ndim else "cpu")
+        if made:
+            engine.torch_optimizer.state[flat] = made
+    if engine.zero in (1, 2):
+        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+        # Groups without a state get theirs at the next step: DeepSpeed must link again then.
+        engine.deepspeed.optimizer._hp_optimizer_states_linked = False
+
+
+def _set_full(engine: Engine, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
+    """Set a trained parameter's fp32 value, or one kind of its optimizer state, from the whole tensor."""
+    if engine.zero == 0:
+        if kind is None:
+            parameter.data.copy_(value)
+        else:
+            engine.torch_optimizer.state[parameter][kind] = value.clone().to(parameter.device)
+    elif engine.zero == 3:
+        _set_zero3(parameter, value, kind)
+    elif kind is None:
+        parameter.set_full_hp_param(value.to(parameter.device))  # type: ignore[attr-defined]
+    else:
+        parameter.set_full_hp_param(value.to(parameter.device), kind)  # type: ignore[attr-defined]
+
+
+def _set_zero3(parameter: Any, value: Tensor, kind: str | None) -> None:
+    # DeepSpeed's setter of whole tensors fails where the last partition is padded: cut this process's part here.
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    size = parameter.ds_tensor.numel()
+    padded = torch.zeros(size * dist.get_world_size(), dtype=value.dtype)
+    padded[: value.numel()] = value.flatten()
+    part = padded.narrow(0, size * dist.get_rank(), size).to(parameter.device)
+    if kind is None:
+        safe_set_local_fp32_param(parameter, part)
+    else:
+        safe_set_local_optimizer_state(parameter, part, kind)

@@ -1,0 +1,113 @@
+"""The processes of this run: who they are, and the few things that they tell each other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from peftkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """`process` of `processes`, the `local`-th on its machine."""
+
+    process: int
+    processes: int
+    local: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what only one may write."""
+        return self.process == 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.local) if torch.cuda.is_available() else torch.device("cpu")
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all processes, in fp64."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, in order of processes, on the first one; elsewhere nothing."""
+        gathered: list[Any] | None = [None] * self.processes if self.first else None
+        dist.gather_object(value, gathered)
+        return gathered or []
+
+    def share(self, value: Any) -> Any:
+        """The first process's `value`, everywhere."""
+        holder = [value]
+        dist.broadcast_object_list(holder)
+        return holder[0]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        dist.barrier()
+
+
+def identity() -> World:
+    """Who this process is, by what its launcher said; alone if there was none."""
+    read = {name: int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))}
+    return World(read["RANK"], read["WORLD_SIZE"], read["LOCAL_RANK"])
+
+
+@contextmanager
+def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[World]:
+    """This process's place in the world, its process group open; closed on a good end.
+
+    After an error the group is left as it is: closing it would wait for the others, who wait for this process.
+    """
+    world = identity()
+    share_cores(world)
+    opened = not dist.is_initialized()
+    if opened:
+        _open_group(world, timeout)
+    yield world
+    if opened:
+        dist.destroy_process_group()
+
+
+def _open_group(world: World, timeout: timedelta) -> None:
+    if world.processes == 1:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and says so
+    import deepspeed
+
+    # The shared-memory collectives of CPU runs would be compiled for a minute on the first use; gloo does their work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local)
+    try:
+        deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timeout)
+    except (dist.DistError, ValueError) as problem:
+        raise ConfigError(
+            f"process {world.process} of {world.processes} could not meet the others at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {problem}"
+        ) from problem
+
+
+def share_cores(world: World) -> None:
+    """Give each process of a CPU machine its share of the cores: more threads than cores spin and slow all down."""
+    if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world.processes))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,68 @@
+"""What lies where in a run's folder: the one place that knows.
+
+    RUN/config.yaml                      the resolved run; Run -> YAML -> Run is the identity
+    RUN/metrics.jsonl                    a row per step and per evaluation
+    RUN/checkpoints/step-000100/         manifest.json, trained*.safetensors, optimizer*.safetensors, state.json, ...
+    RUN/logs/process-0.log               what libraries said, a file per process
+    RUN/export/adapter/, export/merged/  deployable artifacts, each with its certificate.json
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP = re.compile(r"step-(\d{6,})$")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below one run's folder. It creates nothing by itself."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def log(self, process: int) -> Path:
+        return self.logs / f"process-{process}.log"
+
+    def export(self, name: str) -> Path:
+        return self.path / "export" / name
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first. What is still being written has another name and is not among them."""
+        if not self.checkpoints.is_dir():
+            return []
+        matches = (STEP.match(entry.name) for entry in self.checkpoints.iterdir() if entry.is_dir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def newest_checkpoint(self) -> Path | None:
+        steps = self.checkpoint_steps()
+        return self.checkpoint(steps[-1]) if steps else None
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that does not exist yet."""
+    candidate, number = wanted, 2
+    while candidate.exists():
+        candidate = wanted.with_name(f"{wanted.name}-{number}")
+        number += 1
+    return candidate
