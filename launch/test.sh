@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Everything that is tested: ./launch/test.sh [pytest's arguments ...], e.g. ./launch/test.sh tests/strategies -k lora
+#
+# Sets everything up (launch/setup.sh), then ruff, mypy and pytest; the first that fails ends it.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+cd "$ROOT"
+
+set_up test demo
+echo "Ready after $SECONDS s"
+ruff check .
+ruff format --check .
+mypy
+echo "Linted and typed after $SECONDS s; now the tests"
+exec python -m pytest "$@"
