@@ -12,6 +12,7 @@ from peftkit.config.section import Section
 from peftkit.config.sections import Batch, Checkpoint, Data, Eval, Model
 from peftkit.engine.optim import Optimizer
 from peftkit.engine.schedule import Schedule
+from peftkit.errors import ConfigError
 from peftkit.strategies import Strategy
 from peftkit.tasks import Task
 
@@ -66,7 +67,18 @@ class Run(Section):
         """Every clash of settings, a sentence each."""
         if self.steps and self.epochs:
             yield f"--steps {self.steps} and --epochs {self.epochs:g} both say when to stop; give one of them"
+        if self.resume and not self.out:
+            yield "--resume needs --out RUN, the folder of the run to go on with"
+        yield from self._deepspeed_problems()
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, Section):
                 yield from value.conflicts(self)
+
+    def _deepspeed_problems(self) -> Iterator[str]:
+        from peftkit.engine.ds_config import find_config  # light, but it stands on a higher floor
+
+        try:
+            find_config(self.deepspeed)
+        except ConfigError as problem:
+            yield from problem.problems

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny
 
 from peftkit.config.section import Section
 from peftkit.metrics import Metric
+from peftkit.registry import did_you_mean
 
 
 class Model(Section):
@@ -87,6 +89,22 @@ class Eval(Section):
     """The metric that says which checkpoint is best, and when to stop early."""
     patience: PositiveInt | None = None
     """Stop after so many evaluations without a better `best`."""
+
+    def names(self, run: Any) -> list[str]:
+        """The metrics that are computed."""
+        chosen = run.task.metrics if self.metrics is None else [metric.name for metric in self.metrics]
+        return list(dict.fromkeys(["loss", *chosen]))
+
+    def conflicts(self, run: Any) -> Iterator[str]:
+        names = self.names(run)
+        if self.best in names:
+            return
+        if self.best in Metric.registry:
+            asked = [name for name in names if name != "loss"]
+            yield f"--eval.best {self.best} is not computed; add it: --eval.metrics {' '.join([*asked, self.best])}"
+        else:
+            near = did_you_mean(self.best, [*names, *Metric.registry])
+            yield f"--eval.best {self.best} is no number that is computed{near}; there are: {', '.join(names)}"
 
 
 class Checkpoint(Section):

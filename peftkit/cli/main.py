@@ -1,0 +1,64 @@
+"""Words in, exit code out: the `peftkit` command.
+
+0 done · 1 the run failed · 2 settings, data or model are wrong · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from peftkit.cli.screen import say_interrupted, say_problem, say_unexpected
+from peftkit.errors import ConfigError, PeftkitError
+from peftkit.registry import did_you_mean
+
+COMMANDS = {
+    "train": ("train", "Fine-tune a model; `peftkit train --help` lists the settings."),
+    "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
+    "data show": ("data", "Show rows as the model will see them, targets coloured."),
+    "choices": ("choices", "List every strategy, task, metric, optimizer, schedule, ..."),
+    "version": ("version", "Show the versions of peftkit and of what it stands on."),
+}
+HELP = ("-h", "--help", "help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; what goes wrong is told on stderr, in a sentence each."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(words)
+    except PeftkitError as problem:
+        say_problem(problem)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        say_interrupted()
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nothing is wrong, and nothing can be said. Python flushes stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as problem:
+        say_unexpected(problem, verbose="--verbose" in words)
+        return 1
+
+
+def dispatch(words: Sequence[str]) -> int:
+    """Find the command that the first words name, and run it on the rest."""
+    if not words or words[0] in HELP:
+        from peftkit.cli.help import show_commands
+
+        show_commands({name: text for name, (_, text) in COMMANDS.items()})
+        return 0
+    if words[0] == "--version":
+        words = ["version"]
+    for name, (module, _) in COMMANDS.items():
+        parts = name.split()
+        if list(words[: len(parts)]) == parts:
+            command = import_module(f"peftkit.cli.{module}")
+            return int(command.run(list(words[len(parts) :])))
+    asked = " ".join(words[:2]) if words[0] == "data" else words[0]
+    raise ConfigError(
+        f"peftkit has no command {asked!r}{did_you_mean(asked, COMMANDS)}; there are: {', '.join(COMMANDS)}"
+    )

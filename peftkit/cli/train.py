@@ -1,0 +1,22 @@
+"""`peftkit train`: settings -> one training."""
+
+from __future__ import annotations
+
+from peftkit.config.read import chosen, read
+
+
+def run(words: list[str]) -> int:
+    """Read the settings; then train, or with `--dry-run` show what would be done."""
+    if {"--help", "-h"} & set(words):
+        from peftkit.cli.help import show_settings
+
+        show_settings(chosen([word for word in words if word not in ("--help", "-h")]))
+        return 0
+    settings = read([word for word in words if word != "--dry-run"])
+    from peftkit.flows.train import dry_run, train
+
+    if "--dry-run" in words:
+        dry_run(settings)
+    else:
+        train(settings)
+    return 0
