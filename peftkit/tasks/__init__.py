@@ -1,5 +1,8 @@
 """What is learnt: one small file each."""
 
 from peftkit.tasks.base import Task
+from peftkit.tasks.causal_lm import CausalLM
+from peftkit.tasks.chat import Chat
+from peftkit.tasks.sequence_classification import SequenceClassification
 
-__all__ = ["Task"]
+__all__ = ["CausalLM", "Chat", "SequenceClassification", "Task"]

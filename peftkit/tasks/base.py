@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.config.section import Choice
@@ -27,6 +27,10 @@ class RowError(ValueError):
     """Why a row cannot be learnt from, in a sentence without the row's content; the reader adds file and row number."""
 
 
+class LabelError(RowError):
+    """A label that is not one of the task's: a row to be mended, never one to be left out."""
+
+
 class Task(Choice, kind="task", default="chat"):
     """What is learnt. The loss is a sum and a count, never a mean: the loop divides by the count of the whole step."""
 
@@ -34,6 +38,8 @@ class Task(Choice, kind="task", default="chat"):
     """The names of the metrics that score it by default."""
     columns: ClassVar[dict[str, tuple[str, ...]]] = {}
     """The columns that it reads -> the names they usually have. `--data.columns` names others."""
+    needs: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Sets of its columns, of which rows must have one: `(("messages",), ("prompt", "response"))`."""
 
     def model_class(self) -> Any:
         """The transformers class to load, `AutoModelForCausalLM` or a sibling."""
@@ -78,3 +84,14 @@ class Task(Choice, kind="task", default="chat"):
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
         """One record a row, in order, each from this row alone: what the metrics need of it, and no logits."""
         raise NotImplementedError
+
+    def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:
+        """The row in words, as the model sees it: each piece of text, and whether it is a target."""
+        raise NotImplementedError
+
+    def conflicts(self, run: Any) -> Iterator[str]:
+        """A column that the task does not read."""
+        for column in run.data.columns:
+            if column not in self.columns:
+                reads = ", ".join(self.columns)
+                yield f"--data.columns names {column!r}, which --task {self.name} does not read; it reads: {reads}"

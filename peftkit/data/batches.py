@@ -1,0 +1,97 @@
+"""Which rows make which step, and how a step is dealt to processes and micro-batches: pure functions of numbers.
+
+What is learnt depends on `step_rows` alone. How its rows are dealt changes padding and speed, and no gradient.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any
+
+from peftkit.config.sections import Batch
+from peftkit.data.store import Store
+from peftkit.tasks import Task
+from peftkit.tasks.base import Batch as MicroBatch
+
+
+def order(n: int, seed: int, epoch: int) -> list[int]:
+    """The rows 0 .. n-1 in the epoch's order: the same in any world."""
+    return list(_order(n, seed, epoch))
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
+    rows = list(range(n))
+    random.Random(f"order {seed} {epoch}").shuffle(rows)
+    return tuple(rows)
+
+
+def steps_per_epoch(n: int, total: int) -> int:
+    """Steps in one pass over n rows; the last one takes what is left."""
+    return -(-n // total)
+
+
+def step_rows(step: int, n: int, total: int, seed: int) -> list[int]:
+    """The rows of a step (0 is the run's first), without going through the steps before it."""
+    epoch, position = divmod(step, steps_per_epoch(n, total))
+    return list(_order(n, seed, epoch)[position * total : (position + 1) * total])
+
+
+def deal(rows: Sequence[int], lengths: Sequence[int], micro: int, processes: int, process: int) -> list[list[int]]:
+    """The micro-batches of one process: at most `micro` rows each, as many of them in every process (some may be empty).
+
+    The step's rows are sorted by length, the longest first, and dealt in turns, so that rows of like lengths share a
+    micro-batch and the processes' k-th micro-batches take about as long. `lengths[row]` is the row's length.
+    """
+    longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
+    count = processes * -(-len(rows) // (micro * processes))
+    small, larger = divmod(len(rows), count)
+    edges = [0, *accumulate(small + (number < larger) for number in range(count))]
+    return [longest_first[left:right] for left, right in list(pairwise(edges))[process::processes]]
+
+
+def training_batches(
+    store: Store,
+    task: Task,
+    processor: Any,
+    batch: Batch,
+    seed: int,
+    processes: int,
+    process: int,
+    first: int,
+    last: int,
+) -> Iterator[list[MicroBatch]]:
+    """This process's micro-batches of the steps `first` .. `last`-1, a list a step.
+
+    All processes get as many; where one has no rows left it gets a batch without targets.
+    """
+    for step in range(first, last):
+        rows = step_rows(step, len(store), batch.total, seed)
+        shortest = min(rows, key=lambda row: (store.lengths[row], row))
+        dealt = deal(rows, store.lengths, batch.micro, processes, process)
+        yield [_batch(store, task, processor, micro, shortest) for micro in dealt]
+
+
+def evaluation_batches(
+    store: Store, task: Task, processor: Any, size: int, processes: int, process: int, rows: int | None = None
+) -> Iterator[tuple[list[int], MicroBatch]]:
+    """This process's batches of the first `rows` rows, each with its row numbers.
+
+    A batch's rows do not depend on the world, so neither does any score; all processes get as many batches, and what
+    makes up the number has no row numbers and no targets.
+    """
+    count = min(rows or len(store), len(store))
+    longest_first = sorted(range(count), key=lambda row: (-store.lengths[row], row))
+    chunks = [longest_first[start : start + size] for start in range(0, count, size)]
+    chunks += [[]] * (-len(chunks) % processes)
+    for chunk in chunks[process::processes]:
+        yield chunk, _batch(store, task, processor, chunk, longest_first[-1])
+
+
+def _batch(store: Store, task: Task, processor: Any, rows: Sequence[int], spare: int) -> MicroBatch:
+    if rows:
+        return task.collate([store[row] for row in rows], processor)
+    return task.blank(task.collate([store[spare]], processor))

@@ -1,0 +1,67 @@
+"""A file's columns under the names that the task knows them by."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from peftkit.data.sources import Table
+from peftkit.errors import DataError
+from peftkit.registry import did_you_mean
+from peftkit.tasks import Task
+
+
+def rename(table: Table, task: Task, columns: dict[str, str]) -> Table:
+    """The rows with the task's own columns only; DataError if none of the sets of columns that it needs is there."""
+    names = matched(table, task, columns)
+    if task.needs and not has_needed(task, names):
+        raise DataError(_missing(table, task))
+    rows = [{own: row[name] for own, name in names.items() if name in row} for row in table.rows]
+    return Table(table.name, rows, table.numbers, table.unit)
+
+
+def matched(table: Table, task: Task, columns: dict[str, str]) -> dict[str, str]:
+    """Task's column -> the file's: as `--data.columns` says, else its own name, else the first usual one that is there."""
+    there = columns_of(table)
+    for own, name in columns.items():
+        if name not in there:
+            raise DataError(
+                f"--data.columns {own}: {table.name} has no column {name!r}{did_you_mean(name, there)};"
+                f" it has: {', '.join(there)}"
+            )
+    return {**found(task, [name for name in there if name not in columns.values()]), **columns}
+
+
+def found(task: Task, there: Collection[str]) -> dict[str, str]:
+    """The task's columns that go by their own or a usual name; no column of the file is taken twice."""
+    names = {own: own for own in task.columns if own in there}
+    for own, usual in task.columns.items():
+        free = [name for name in usual if name in there and name not in names.values()]
+        if own not in names and free:
+            names[own] = free[0]
+    return names
+
+
+def has_needed(task: Task, columns: Collection[str]) -> bool:
+    return any(set(needed) <= set(columns) for needed in task.needs)
+
+
+def columns_of(table: Table) -> list[str]:
+    """The columns of all rows, in the order they first appear."""
+    return list(dict.fromkeys(name for row in table.rows for name in row))
+
+
+def _missing(table: Table, task: Task) -> str:
+    there = columns_of(table)
+    needed = ", or ".join(" and ".join(f"`{name}`" for name in names) for names in task.needs)
+    message = f"{table.name} lacks a column for --task {task.name}, which reads {needed}; it has: {', '.join(there)}."
+    example = task.needs[0][0]
+    message += f" If a column has another name, say --data.columns '{{{example}: NAME}}'"
+    others = [name for name in _fitting(there) if name != task.name]
+    return message + (f"; these columns look like --task {' or --task '.join(others)}" if others else "")
+
+
+def _fitting(there: Collection[str]) -> list[str]:
+    """The tasks that these columns would do for, the one that uses most of them first."""
+    tasks = [Task.registry[name].model_construct() for name in Task.registry]
+    fitting = [(len(found(task, there)), task.name) for task in tasks if has_needed(task, found(task, there))]
+    return [name for _, name in sorted(fitting, key=lambda pair: (-pair[0], pair[1]))]

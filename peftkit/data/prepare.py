@@ -1,0 +1,112 @@
+"""Rows -> checked, split, encoded features, done once and cached.
+
+    prepared = prepare(run.data, run.task, tokenizer, context=2048, seed=run.seed)
+    prepared.task, prepared.train[0], prepared.report.lines()
+
+It needs no process group: any number of processes may call it at once, the first one works and the others read.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peftkit.cache import cache_root
+from peftkit.config.sections import Data
+from peftkit.data import demo
+from peftkit.data.columns import has_needed, rename
+from peftkit.data.encode import encode
+from peftkit.data.fingerprint import key
+from peftkit.data.once import build_once
+from peftkit.data.report import Report
+from peftkit.data.sources import Table, read
+from peftkit.data.store import Store, write
+from peftkit.errors import DataError
+from peftkit.tasks import Task
+from peftkit.tasks.base import RowError
+
+SUMMARY = "prepared.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training needs of the data: the fitted task, a store of features per split, and what became of the rows."""
+
+    task: Task
+    train: Store
+    validation: Store | None
+    test: Store | None
+    report: Report
+
+
+def prepare(data: Data, task: Task, processor: Any, context: int | None, seed: int) -> Prepared:
+    """Read, split and encode, or open what was encoded before.
+
+    `context` is the longest row that the model takes (None: any). DataError for everything that is wrong with the rows.
+    """
+    check(data, task)
+    max_length = min(data.max_length, context or data.max_length)
+    folder = cache_root(data.cache) / "data" / key(data, task, processor, max_length, seed)
+    build_once(folder, partial(_build, data=data, task=task, processor=processor, max_length=max_length, seed=seed))
+    return _open(folder)
+
+
+def check(data: Data, task: Task) -> None:
+    """The embedded rows are prompts and responses: a task that reads others needs its own."""
+    if data.train is None and not reads_demo(task):
+        needed = " or ".join(" and ".join(f"`{name}`" for name in names) for names in task.needs)
+        raise DataError(f"--task {task.name} needs --data.train, rows with {needed}")
+
+
+def reads_demo(task: Task) -> bool:
+    return has_needed(task, demo.COLUMNS)
+
+
+def tables(data: Data, task: Task, seed: int) -> tuple[Task, dict[str, Table]]:
+    """The fitted task and every split's rows, their columns under the task's names."""
+    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    found = {split: read(source, data.limit, split) for split, source in given.items() if source is not None}
+    if data.train is None:
+        found = {**demo.tables(data.limit), **found}
+    renamed = {split: rename(table, task, data.columns) for split, table in found.items()}
+    try:
+        task = task.fit(renamed["train"].rows)
+    except RowError as problem:
+        raise DataError(f"{renamed['train'].name}: {problem}") from None
+    if "validation" not in renamed and data.holdout:
+        renamed["train"], renamed["validation"] = hold_out(renamed["train"], data.holdout, seed)
+    return task, renamed
+
+
+def hold_out(table: Table, share: float, seed: int) -> tuple[Table, Table]:
+    """Two tables: the rows to train on, and `share` of them (at least one) to validate on, each in the file's order."""
+    rows = list(range(len(table.rows)))
+    if len(rows) < 2:
+        raise DataError(
+            f"{table.name} has one row, so none can be held out; give --data.validation, or --data.holdout 0"
+        )
+    random.Random(f"holdout {seed}").shuffle(rows)
+    count = min(len(rows) - 1, max(1, round(share * len(rows))))
+    return table.pick(sorted(rows[count:])), table.pick(sorted(rows[:count]))
+
+
+def _build(folder: Path, data: Data, task: Task, processor: Any, max_length: int, seed: int) -> None:
+    task, found = tables(data, task, seed)
+    splits = {}
+    for split, table in found.items():
+        features, splits[split] = encode(table, task, processor, max_length)
+        write(folder / split, features)
+    summary = {"task": task.model_dump(mode="json"), "report": Report(splits, max_length).plain()}
+    (folder / SUMMARY).write_text(json.dumps(summary))
+
+
+def _open(folder: Path) -> Prepared:
+    summary = json.loads((folder / SUMMARY).read_text())
+    report = Report.read(summary["report"])
+    stores = {split: Store(folder / split) for split in report.splits}
+    task: Task = Task.model_validate(summary["task"])
+    return Prepared(task, stores["train"], stores.get("validation"), stores.get("test"), report)

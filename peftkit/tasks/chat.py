@@ -1,0 +1,81 @@
+"""Conversations, rendered by the tokenizer's own chat template; only the assistant's answers are learnt."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from peftkit.errors import DataError
+from peftkit.tasks.base import IGNORED, Features, Row, RowError
+from peftkit.tasks.conversation import Conversation, Message, tokens
+from peftkit.tasks.next_token import NextToken
+
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool"}
+KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class Chat(NextToken, name="chat"):
+    """Learn an assistant's answers, each with its end-of-turn token, from conversations of any number of turns."""
+
+    columns: ClassVar[dict[str, tuple[str, ...]]] = {
+        "messages": ("messages", "conversations", "conversation"),
+        "prompt": ("prompt", "instruction", "question"),
+        "response": ("response", "completion", "output", "answer"),
+        "input": ("input", "context"),
+        "system": ("system", "system_prompt"),
+    }
+    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "response"))
+
+    def encode(self, row: Row, processor: Any, max_length: int) -> Features:
+        if not processor.chat_template:
+            raise DataError(
+                "the tokenizer has no chat template; give one with --model.chat_template FILE, or learn plain text with"
+                " --task causal_lm"
+            )
+        ids, answers = tokens(Conversation(messages_of(row), processor))
+        labels = [token if answer else IGNORED for token, answer in zip(ids, answers, strict=True)]
+        ids, labels = ids[:max_length], [IGNORED, *labels[1:max_length]]
+        if all(label == IGNORED for label in labels):
+            raise RowError(f"no target: no answer begins within the first {max_length} tokens")
+        return {"input_ids": ids, "labels": labels}
+
+
+def messages_of(row: Row) -> list[Message]:
+    """The row's messages, whichever of the usual shapes it has (OpenAI, ShareGPT, prompt/response, Alpaca)."""
+    if row.get("messages") is not None:
+        messages = _listed(row["messages"], "messages")
+    else:
+        messages = _listed(_question(row), "user") + _listed(row.get("response"), "assistant")
+    if row.get("system") and messages and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": row["system"]}, *messages]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RowError("no answer: no message is the assistant's")
+    return messages
+
+
+def _question(row: Row) -> Any:
+    prompt, extra = row.get("prompt"), row.get("input")
+    return f"{prompt}\n\n{extra}" if extra and isinstance(prompt, str) else prompt
+
+
+def _listed(value: Any, kind: str) -> list[Message]:
+    """Messages as they are, or a text as the one message of a role."""
+    if isinstance(value, str) and kind != "messages":
+        value = [{"role": kind, "content": value}]
+    if not isinstance(value, list) or not value:
+        column = {"user": "prompt", "assistant": "response"}.get(kind, kind)
+        raise RowError(f"no {column!r}" if not value else f"{column!r} is no list of messages")
+    return [_message(message, number) for number, message in enumerate(value, start=1)]
+
+
+def _message(message: Any, number: int) -> Message:
+    if not isinstance(message, dict):
+        raise RowError(f"message {number} is no object with a role and a content")
+    read = {name: value for name, value in message.items() if value is not None}
+    if "from" in read and "value" in read:  # ShareGPT's names
+        read = {"role": read.pop("from"), "content": read.pop("value"), **read}
+    read["role"] = ROLES.get(read.get("role", ""), read.get("role"))
+    if read["role"] not in KNOWN_ROLES:
+        raise RowError(f"message {number} has no role among {', '.join((*KNOWN_ROLES, *ROLES))}")
+    if not read.get("content") and not read.get("tool_calls"):
+        raise RowError(f"message {number} is empty")
+    return read

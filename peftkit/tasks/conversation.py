@@ -1,0 +1,179 @@
+"""Where a conversation's answers stand among the tokens that its chat template renders.
+
+A template with `{% generation %}` blocks says so itself. For any other one the beginnings of the conversation are
+rendered and compared: what the template puts in front of an answer (with its generation prompt) ends where the answer
+begins, and the conversation up to the answer ends where the answer ends.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from peftkit.tasks.base import RowError
+
+Message = dict[str, Any]
+Span = tuple[int, int]
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+SPLIT = "\ufdd0"
+"""Put into the special tokens that a message spells out, so that they stay words. A code point no text may contain."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages and the tokenizer whose template renders them."""
+
+    messages: list[Message]
+    tokenizer: Any
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Every token that is never part of a text: named ones (bos, eos, ...) and added ones marked as special."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return tuple({*added, *self.tokenizer.all_special_tokens})
+
+    @cached_property
+    def safe_messages(self) -> list[Message]:
+        """The messages with the special tokens that they spell out split, so that no message can end its own turn."""
+        long_first = sorted((token for token in self.special_tokens if len(token) > 1), key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, long_first)) or r"(?!)")
+        return [_split(message, pattern) for message in self.messages]
+
+    @cached_property
+    def text(self) -> str:
+        """The whole conversation as the template renders it (with SPLIT where it stands in the messages).
+
+        A template that puts nothing behind the last answer would teach the model never to stop: it gets the end-of-text
+        token.
+        """
+        text = self.render(len(self.messages))
+        open_ended = self.messages[-1]["role"] == "assistant" and not self.ends_turn(text)
+        return text + (self.tokenizer.eos_token or "") if open_ended and not self.marked else text
+
+    def render(self, count: int, prompt: bool = False) -> str:
+        """The first `count` messages; `prompt` adds what stands in front of the next answer."""
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(
+                self.safe_messages[:count], tokenize=False, add_generation_prompt=prompt
+            )
+        except Exception as problem:  # a template is a program: it raises what it likes
+            raise RowError(f"the chat template refuses it ({type(problem).__name__}: {_first_line(problem)})") from None
+        return rendered
+
+    def answers(self) -> list[Span]:
+        """First and last+1 character of each answer in `text`, its end-of-turn token included."""
+        if self.marked:
+            return self._marked_answers()
+        turns = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
+        return [self._trimmed(self._start(turn), self._end(turn)) for turn in turns]
+
+    @property
+    def marked(self) -> bool:
+        """Whether the template itself marks the answers."""
+        return GENERATION.search(self.tokenizer.chat_template) is not None
+
+    def ends_turn(self, text: str) -> bool:
+        """Whether the last thing in `text` but blanks is a special token."""
+        return text.rstrip().endswith(self.special_tokens)
+
+    def _marked_answers(self) -> list[Span]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        _, spans = render_jinja_template(
+            conversations=[self.safe_messages],
+            chat_template=self.tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )
+        return [(start, end) for start, end in spans[0]]
+
+    def _start(self, turn: int) -> int:
+        before = self.render(turn, prompt=True) if turn else ""
+        if not self.text.startswith(before):
+            raise RowError(
+                f"the chat template renders what stands before message {turn + 1} differently once the answer follows, so"
+                " the answer's first token is unknown; mark the answers in the template with {% generation %} and give"
+                " it with --model.chat_template FILE"
+            )
+        return len(before)
+
+    def _end(self, turn: int) -> int:
+        """Where the answer's turn ends; a template that shortens earlier answers (their reasoning) is allowed to."""
+        if turn + 1 == len(self.messages):
+            return len(self.text)
+        upto = self.render(turn + 1)
+        if self.text.startswith(upto):
+            return len(upto)
+        words = str(self.safe_messages[turn].get("content", "")).strip().rpartition("</think>")[2].strip()
+        tail = upto.rpartition(words)[2]
+        found = self.text.find(words + tail, self._start(turn)) if words else -1
+        if found < 0:
+            raise RowError(
+                f"the chat template renders message {turn + 1} differently once others follow, so the answer's end is"
+                " unknown; mark the answers in the template with {% generation %} and give it with"
+                " --model.chat_template FILE"
+            )
+        return found + len(words + tail)
+
+    def _trimmed(self, start: int, end: int) -> Span:
+        """Without the blanks that a template puts between the end-of-turn token and the next turn: nobody generates them."""
+        answer = self.text[start:end]
+        return start, start + len(answer.rstrip()) if self.ends_turn(answer) else end
+
+
+def tokens(conversation: Conversation) -> tuple[list[int], list[bool]]:
+    """The conversation's token ids, and for each whether it is part of an answer.
+
+    The template writes the special tokens itself, so none are added. Where a token would reach across the beginning of
+    an answer the text is cut there, as it is when the answer is generated.
+    """
+    text, spans = conversation.text, conversation.answers()
+    pieces = _encode(conversation.tokenizer, text, [])
+    across = [start for start, _ in spans if any(left < start < right for _, left, right in pieces)]
+    if across:
+        pieces = _encode(conversation.tokenizer, text, across)
+    return [token for token, _, _ in pieces], [_overlaps(left, right, spans) for _, left, right in pieces]
+
+
+def _encode(tokenizer: Any, text: str, cuts: list[int]) -> list[tuple[int, int, int]]:
+    """Each token with its first and last+1 character in `text`, which is cut at `cuts` and at every SPLIT."""
+    marks = [match.start() for match in re.finditer(SPLIT, text)]
+    edges = sorted({0, len(text), *cuts, *marks})
+    found = []
+    for left, right in pairwise(edges):
+        piece = text[left:right].removeprefix(SPLIT)
+        shift = right - len(piece)
+        encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+        offsets = encoded["offset_mapping"] if tokenizer.is_fast else _offsets(tokenizer, piece, encoded["input_ids"])
+        found += [(token, a + shift, b + shift) for token, (a, b) in zip(encoded["input_ids"], offsets, strict=True)]
+    return found
+
+
+def _offsets(tokenizer: Any, text: str, ids: list[int]) -> list[Span]:
+    """Characters of each token for a tokenizer that does not tell them: from the texts of ever longer beginnings."""
+    ends = [min(len(tokenizer.decode(ids[: count + 1])), len(text)) for count in range(len(ids))]
+    if ends and (ends[-1] != len(text) or tokenizer.decode(ids) != text):
+        raise RowError(
+            "the tokenizer tells no character positions and does not give its text back; use a fast tokenizer"
+        )
+    return list(pairwise([0, *ends]))
+
+
+def _overlaps(left: int, right: int, spans: list[Span]) -> bool:
+    return any(left < end and start < right for start, end in spans)
+
+
+def _split(value: Any, special: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return special.sub(lambda found: found[0][0] + SPLIT + found[0][1:], value.replace(SPLIT, ""))
+    if isinstance(value, dict):
+        return {name: _split(inner, special) for name, inner in value.items()}
+    return [_split(inner, special) for inner in value] if isinstance(value, list) else value
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).splitlines() or [""])[0]

@@ -1,0 +1,88 @@
+"""What all tasks share that learn the next token: padding, the shifted loss, a record a row.
+
+The logits at position t - 1 predict the label at position t, so the first label of a row is never counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftkit.tasks.base import IGNORED, Batch, Features, Record, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NextToken(Task):
+    """A decoder's next token, wherever `labels` names one. What `causal_lm` and `chat` add is `encode`."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+
+    def model_class(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def collate(self, features: Sequence[Features], processor: Any) -> Batch:
+        return stack(features, processor)
+
+    def targets(self, batch: Batch) -> int:
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return summed_loss(*counted(outputs.logits, batch["labels"]))
+
+    def score(self, outputs: Any, batch: Batch) -> list[Record]:
+        rows = zip(outputs.logits, batch["labels"], strict=True)
+        return [token_record(*counted(logits[None], labels[None])) for logits, labels in rows]
+
+    def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:
+        marked = zip(features["input_ids"], features["labels"], strict=True)
+        runs = groupby(marked, key=lambda position: position[1] != IGNORED)
+        return [(processor.decode([token for token, _ in run]), target) for target, run in runs]
+
+
+def counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits that predict a counted label, (targets, vocabulary), and those labels.
+
+    Selected before anything is computed: no fp32 copy is made of the other positions.
+    """
+    labels = labels[:, 1:]
+    keep = labels != IGNORED
+    return logits[:, :-1][keep], labels[keep]
+
+
+def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed in fp32; zero, with a graph, if there is nothing to sum."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def token_record(logits: Tensor, labels: Tensor) -> Record:
+    """One row's summed loss, its targets, and how many of them were the likeliest token."""
+    correct = int((logits.argmax(-1) == labels).sum())
+    return {"loss": float(summed_loss(logits, labels)), "targets": len(labels), "correct": correct}
+
+
+def stack(features: Sequence[Features], tokenizer: Any) -> Batch:
+    """Features as tensors, padded on the right; `attention_mask` comes from the lengths, never from the padding's id."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    fills = {"input_ids": padding_id(tokenizer), "labels": IGNORED}
+    batch: Batch = {}
+    for name in features[0]:
+        column = [torch.as_tensor(row[name]) for row in features]
+        scalars = column[0].ndim == 0
+        batch[name] = torch.stack(column) if scalars else pad_sequence(column, True, fills.get(name, 0))
+    mask = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in features]
+    return {**batch, "attention_mask": pad_sequence(mask, batch_first=True)}
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The id that fills up short rows; any will do, as neither the mask nor the labels depend on it."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if token is not None)
