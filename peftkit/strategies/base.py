@@ -39,6 +39,10 @@ class Strategy(Choice, kind="strategy", default="lora"):
         """Which stage of unfreezing the step belongs to; a new stage trains more, and the engine is opened again for it."""
         return 0
 
+    def last_stage(self, model: nn.Module) -> int:
+        """The stage after which nothing more starts to train in this model, however far `stage` counts."""
+        return 0
+
     def unfreeze(self, model: nn.Module, stage: int) -> None:
         """Set `requires_grad` as `stage` wants it (a strategy with one stage has nothing to do)."""
 
