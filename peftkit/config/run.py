@@ -59,7 +59,7 @@ class Run(Section):
     seed: NonNegativeInt = 42
     """Seed of everything that is drawn: splits, order of rows, new weights, dropout."""
     resume: bool = False
-    """Go on from the newest good checkpoint in `out` (from the start if it has none); other settings default to the folder's own."""
+    """Go on from the newest good checkpoint in `out` (or from the start); other settings default to the folder's own."""
     verbose: bool = False
     """Let DeepSpeed, transformers and torch speak on the terminal instead of in logs/."""
 
