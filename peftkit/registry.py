@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -48,8 +49,14 @@ class Registry(Generic[T]):
     def _read_outside(self) -> None:
         if not self._outside_read:
             self._outside_read = True
-            for entry in entry_points(group=self.group):
+            for entry in _entries().select(group=self.group):
                 entry.load()  # importing a choice's class registers it
+
+
+@cache
+def _entries() -> Any:
+    """All entry points of all packages: reading them takes milliseconds, so once for all families."""
+    return entry_points()
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

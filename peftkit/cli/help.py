@@ -56,7 +56,7 @@ def sections(settled: Settled) -> list[tuple[str, str, list[tuple[str, Any]]]]:
 
     groups: dict[str, list[Flag]] = {}
     for flag in flags(Run, settled.chosen):
-        alone = len(flag.path) == 1 and flag.owner is Run
+        alone = len(flag.path) == 1 and flag.owner is Run and flag.path not in settled.chosen
         groups.setdefault("run" if alone else flag.path[0], []).append(flag)
     made = []
     for name, members in groups.items():

@@ -43,6 +43,9 @@ def say_problem(problem: PeftkitError) -> None:
 
 
 def _say(title: str, text: str) -> None:
+    if not sys.stderr.isatty():
+        sys.stderr.write(f"{title}{text}\n")
+        return
     from rich.text import Text
 
     # Not wrapped: a path or a flag that is cut in two can be neither searched nor copied.

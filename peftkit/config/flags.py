@@ -46,13 +46,23 @@ class Flag:
     path: Path
     kind: Any
     default: Any
-    help: str
     owner: type[Section]
+    """The section that describes it."""
     short: str = ""
 
     @property
     def name(self) -> str:
         return ".".join(self.path)
+
+    @property
+    def help(self) -> str:
+        """The docstring under the field."""
+        docs = self.owner.docs()
+        return (
+            docs.get(self.path[-1])
+            or docs.get(self.owner.shorthand or "")
+            or docs.get(self.short.rpartition(".")[2], "")
+        )
 
     @property
     def word(self) -> str:
@@ -66,22 +76,21 @@ def flags(section: type[Section], chosen: Chosen, path: Path = ()) -> Iterator[F
         held = section_of(kind)
         if held is None:
             short = ".".join(path) if name == section.shorthand else ""
-            yield Flag(here, kind, _default(field), field.description or "", section, short)
+            yield Flag(here, kind, _default(field), section, short)
         else:
-            yield from _flags_below(held, here, field, chosen)
+            yield from _flags_below(section, held, here, chosen)
 
 
-def _flags_below(held: type[Section], here: Path, field: Any, chosen: Chosen) -> Iterator[Flag]:
-    help_text = field.description or held.__doc__ or ""
+def _flags_below(section: type[Section], held: type[Section], here: Path, chosen: Chosen) -> Iterator[Flag]:
     if issubclass(held, Choice):
         choice = chosen.get(here) or (held.registry[held.default] if held.is_family() else held)
-        yield Flag(here, held, held.default, help_text, held)
-        yield Flag((*here, "name"), held, held.default, help_text, held, short=".".join(here))
+        yield Flag(here, held, held.default, section)
+        yield Flag((*here, "name"), held, held.default, section, short=".".join(here))
         yield from flags(choice, chosen, here)
         return
     if held.shorthand:
         inner = held.model_fields[held.shorthand]
-        yield Flag(here, kind_of(inner), _default(inner), inner.description or help_text, held)
+        yield Flag(here, kind_of(inner), _default(inner), held)
     yield from flags(held, chosen, here)
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from peftkit.registry import Registry
 
@@ -17,9 +29,7 @@ class Section(BaseModel):
     `shorthand` names the field that a bare value sets: `--model PATH` is `--model.path PATH`.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
     shorthand: ClassVar[str | None] = None
 
     @model_validator(mode="before")
@@ -29,9 +39,35 @@ class Section(BaseModel):
             return {cls.shorthand: value}
         return value
 
+    @classmethod
+    def docs(cls) -> dict[str, str]:
+        """The docstring under each field, read from the sources when asked for (pydantic reads them at every import)."""
+        classes = [one for one in reversed(cls.__mro__) if issubclass(one, Section)]
+        return {field: text for one in classes for field, text in _docs_below(one).items() if field in cls.model_fields}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for field, text in cls.docs().items():
+            schema.get("properties", {}).get(field, {})["description"] = text
+        return schema
+
     def conflicts(self, run: Any) -> Iterator[str]:
         """What in the rest of the run does not go with this section, a sentence each, naming the flags."""
         return iter(())
+
+
+@cache
+def _docs_below(section: type[Section]) -> dict[str, str]:
+    try:
+        source = ast.parse(textwrap.dedent(inspect.getsource(section)))
+    except (OSError, SyntaxError):  # made without a source file
+        return {}
+    docs = {}
+    for field, below in pairwise(getattr(source.body[0], "body", [])):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            docs[field.target.id] = inspect.cleandoc(str(getattr(below.value, "value", "")))
+    return docs
 
 
 class Choice(Section):
