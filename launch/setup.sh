@@ -56,7 +56,7 @@ environment() {
 make_venv() {
     local candidate found=""
     for candidate in ${PEFTKIT_PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
-        found="$found $("$candidate" -c 'import platform, sys; print(f"{sys.executable} ({platform.python_version()})")' 2>/dev/null)"
+        found="$found$("$candidate" -c 'import platform, sys; print(f" {sys.executable} ({platform.python_version()})")' 2>/dev/null)"
         new_enough "$candidate" || continue
         "$candidate" -c 'import ensurepip, venv' 2>/dev/null || stop "$candidate cannot make virtual environments" \
             "(module venv or ensurepip is missing). Debian or Ubuntu: apt install python3-venv"
@@ -67,11 +67,12 @@ make_venv() {
         "python3-venv; anywhere: https://www.python.org/downloads/) or name one: PEFTKIT_PYTHON=/path/to/python3.11"
 }
 
-# A pip that was killed leaves packages without RECORD, which it would take for installed the next time.
+# A pip that was killed leaves a package without its scripts, which it would take for installed the next time; it writes
+# INSTALLER at the end.
 mend_interrupted() {
     local folder
     for folder in "$ROOT"/.venv/lib*/python3*/site-packages/*.dist-info; do
-        [ ! -d "$folder" ] || [ -e "$folder/RECORD" ] || rm -r "$folder"
+        [ ! -d "$folder" ] || [ -e "$folder/INSTALLER" ] || rm -r "$folder"
     done
 }
 
@@ -83,10 +84,8 @@ install_torch() {
         # No GPU: the CPU build is 2 GB smaller. It may be at hand already; else torch's own index has it.
         step "$torch, CPU build"
         pip_install "$torch+cpu" && return
-        if reachable "$CPU_WHEELS/"; then
-            pip_install --extra-index-url "$CPU_WHEELS" "$torch+cpu" && return
-        fi
-        network_trouble && stop_with_log "no package index can be reached"
+        ! network_trouble || stop_with_log "torch could not be installed"
+        ! reachable "$CPU_WHEELS/" || pip_install --extra-index-url "$CPU_WHEELS" "$torch+cpu" && return
         echo "  the CPU build cannot be reached: taking the package index's own build, several GB where that is CUDA's"
     fi
     step "$torch"
@@ -147,7 +146,7 @@ PY
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 has_torch() { "$1" -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("torch") is None)' 2>/dev/null; }
 has_headers() { "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'; }
-reachable() { "$PYTHON" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' "$1" >>"$SETUP_LOG" 2>&1; }
+reachable() { "$PYTHON" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' "$1" 2>/dev/null; }
 network_trouble() { grep -qE 'NewConnectionError|NameResolution|name resolution|ConnectTimeout|ReadTimeout|ProxyError|SSLError' "$SETUP_LOG"; }
 without_demo() { printf '%s\n' "$@" | grep -v '^demo$' | paste -sd, -; }
 
