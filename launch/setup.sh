@@ -85,7 +85,7 @@ install_torch() {
         step "$torch, CPU build"
         pip_install "$torch+cpu" && return
         ! network_trouble || stop_with_log "torch could not be installed"
-        ! reachable "$CPU_WHEELS/" || pip_install --extra-index-url "$CPU_WHEELS" "$torch+cpu" && return
+        reachable "$CPU_WHEELS/" && pip_install --extra-index-url "$CPU_WHEELS" "$torch+cpu" && return
         echo "  the CPU build cannot be reached: taking the package index's own build, several GB where that is CUDA's"
     fi
     step "$torch"
