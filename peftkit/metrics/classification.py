@@ -51,4 +51,6 @@ class MatthewsCorrelation(LabelMetric, name="mcc"):
     def of(self, labels: list[str], predictions: list[str]) -> float:
         from sklearn.metrics import matthews_corrcoef
 
+        if len({*labels, *predictions}) == 1:
+            return 0.0  # scikit-learn gives the same with a warning
         return float(matthews_corrcoef(labels, predictions))

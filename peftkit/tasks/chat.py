@@ -59,11 +59,13 @@ def _question(row: Row) -> Any:
 
 def _listed(value: Any, kind: str) -> list[Message]:
     """Messages as they are, or a text as the one message of a role."""
+    column = {"user": "prompt", "assistant": "response"}.get(kind, kind)
+    if not value:
+        raise RowError(f"no {column!r}")
     if isinstance(value, str) and kind != "messages":
         value = [{"role": kind, "content": value}]
-    if not isinstance(value, list) or not value:
-        column = {"user": "prompt", "assistant": "response"}.get(kind, kind)
-        raise RowError(f"no {column!r}" if not value else f"{column!r} is no list of messages")
+    if not isinstance(value, list):
+        raise RowError(f"{column!r} is no list of messages")
     return [_message(message, number) for number, message in enumerate(value, start=1)]
 
 
@@ -73,9 +75,9 @@ def _message(message: Any, number: int) -> Message:
     read = {name: value for name, value in message.items() if value is not None}
     if "from" in read and "value" in read:  # ShareGPT's names
         read = {"role": read.pop("from"), "content": read.pop("value"), **read}
-    read["role"] = ROLES.get(read.get("role", ""), read.get("role"))
-    if read["role"] not in KNOWN_ROLES:
+    role = read.get("role")
+    if role not in (*KNOWN_ROLES, *ROLES):
         raise RowError(f"message {number} has no role among {', '.join((*KNOWN_ROLES, *ROLES))}")
     if not read.get("content") and not read.get("tool_calls"):
         raise RowError(f"message {number} is empty")
-    return read
+    return {**read, "role": ROLES.get(str(role), role)}

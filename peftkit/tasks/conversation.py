@@ -131,36 +131,28 @@ def tokens(conversation: Conversation) -> tuple[list[int], list[bool]]:
     The template writes the special tokens itself, so none are added. Where a token would reach across the beginning of
     an answer the text is cut there, as it is when the answer is generated.
     """
-    text, spans = conversation.text, conversation.answers()
-    pieces = _encode(conversation.tokenizer, text, [])
-    across = [start for start, _ in spans if any(left < start < right for _, left, right in pieces)]
+    text, spans, tokenizer = conversation.text, conversation.answers(), conversation.tokenizer
+    found = _encode(tokenizer, text, [] if tokenizer.is_fast else [edge for span in spans for edge in span])
+    across = [start for start, _ in spans if any(left < start < right for _, left, right in found)]
     if across:
-        pieces = _encode(conversation.tokenizer, text, across)
-    return [token for token, _, _ in pieces], [_overlaps(left, right, spans) for _, left, right in pieces]
+        found = _encode(tokenizer, text, across)
+    return [token for token, _, _ in found], [_overlaps(left, right, spans) for _, left, right in found]
 
 
 def _encode(tokenizer: Any, text: str, cuts: list[int]) -> list[tuple[int, int, int]]:
-    """Each token with its first and last+1 character in `text`, which is cut at `cuts` and at every SPLIT."""
+    """Each token with its first and last+1 character in `text`, which is cut at `cuts` and at every SPLIT.
+
+    A tokenizer that does not tell the characters gives every token those of its whole piece.
+    """
     marks = [match.start() for match in re.finditer(SPLIT, text)]
-    edges = sorted({0, len(text), *cuts, *marks})
     found = []
-    for left, right in pairwise(edges):
+    for left, right in pairwise(sorted({0, len(text), *cuts, *marks})):
         piece = text[left:right].removeprefix(SPLIT)
         shift = right - len(piece)
         encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-        offsets = encoded["offset_mapping"] if tokenizer.is_fast else _offsets(tokenizer, piece, encoded["input_ids"])
+        offsets = encoded["offset_mapping"] if tokenizer.is_fast else [(0, len(piece))] * len(encoded["input_ids"])
         found += [(token, a + shift, b + shift) for token, (a, b) in zip(encoded["input_ids"], offsets, strict=True)]
     return found
-
-
-def _offsets(tokenizer: Any, text: str, ids: list[int]) -> list[Span]:
-    """Characters of each token for a tokenizer that does not tell them: from the texts of ever longer beginnings."""
-    ends = [min(len(tokenizer.decode(ids[: count + 1])), len(text)) for count in range(len(ids))]
-    if ends and (ends[-1] != len(text) or tokenizer.decode(ids) != text):
-        raise RowError(
-            "the tokenizer tells no character positions and does not give its text back; use a fast tokenizer"
-        )
-    return list(pairwise([0, *ends]))
 
 
 def _overlaps(left: int, right: int, spans: list[Span]) -> bool:

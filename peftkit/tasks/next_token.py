@@ -35,7 +35,7 @@ class NextToken(Task):
         return summed_loss(*counted(outputs.logits, batch["labels"]))
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
-        rows = zip(outputs.logits, batch["labels"], strict=True)
+        rows = zip(outputs.logits.detach(), batch["labels"], strict=True)
         return [token_record(*counted(logits[None], labels[None])) for logits, labels in rows]
 
     def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:

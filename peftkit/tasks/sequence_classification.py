@@ -92,7 +92,7 @@ class SequenceClassification(Task, name="sequence_classification"):
         return summed_loss(outputs.logits[keep], batch["labels"][keep])
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
-        return [self._record(*row) for row in zip(outputs.logits, batch["labels"], strict=True)]
+        return [self._record(*row) for row in zip(outputs.logits.detach(), batch["labels"], strict=True)]
 
     def _record(self, logits: Tensor, label: Tensor) -> Record:
         names = self.labels or [str(number) for number in range(len(logits))]

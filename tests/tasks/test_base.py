@@ -1,0 +1,27 @@
+"""What all tasks have in common with the rest of the run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from peftkit.config.sections import Data
+from peftkit.metrics import Metric
+from peftkit.tasks import Task
+
+EVERY = [Task.model_validate(name) for name in Task.registry]
+
+
+@pytest.mark.parametrize("task", EVERY, ids=lambda task: task.name)
+def test_default_metrics_and_needed_columns_exist(task):
+    assert set(task.metrics) <= set(Metric.registry)
+    assert task.needs
+    assert {column for names in task.needs for column in names} <= set(task.columns)
+
+
+@pytest.mark.parametrize("task", EVERY, ids=lambda task: task.name)
+def test_a_column_that_the_task_does_not_read_is_a_clash(task):
+    run = SimpleNamespace(data=Data(columns={"nonsense": "a", next(iter(task.columns)): "b"}))
+    (problem,) = task.conflicts(run)
+    assert problem.startswith(f"--data.columns names 'nonsense', which --task {task.name} does not read")
