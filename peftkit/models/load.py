@@ -1,0 +1,207 @@
+"""Find, check and load a base model, with its tokenizer and what the run changes in them.
+
+base = load(run.model, run.task, run.strategy, torch.float32, seed=42)
+base.model, base.processor, base.fresh
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+from transformers.utils import cached_file
+
+from peftkit.cache import cache_root, digest
+from peftkit.config.sections import Model
+from peftkit.errors import ModelError
+from peftkit.models.configure import configure, context_limit
+from peftkit.models.find import check_weights, find, hub_words, shapes, weight_files
+from peftkit.models.inspect import places, stacks
+from peftkit.models.processor import load_processor, vocabulary
+from peftkit.strategies import Strategy
+from peftkit.tasks import Task
+
+__all__ = ["Base", "context_limit", "find", "fingerprint", "fresh_in", "load", "load_processor", "skeleton"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model as a run starts from it."""
+
+    model: PreTrainedModel
+    processor: Any
+    """The tokenizer; for images and audio, the processor."""
+    fresh: tuple[str, ...]
+    """Parameters that the checkpoint does not have, or not whole: a new head, embeddings with rows for added tokens."""
+    source: str
+    """The folder or hub name that it was loaded from."""
+    fingerprint: str
+    """sha256 over the weight files."""
+
+
+def load(
+    settings: Model, task: Task, strategy: Strategy, dtype: torch.dtype, seed: int, cache: Path | None = None
+) -> Base:
+    """Load the model that `settings` names, for the task, in the way the strategy wants it (4-bit, ...).
+
+    What the checkpoint lacks is drawn from `seed`. Under an HfDeepSpeedConfig for ZeRO-3 the weights come in shards.
+    """
+    source = find(settings, cache)
+    processor = load_processor(settings, source)
+    config = configure(settings, task, source)
+    _check_vocabulary(config, processor, settings)
+    if Path(source).is_dir():
+        check_weights(Path(source))
+    set_seed(seed)
+    model, fresh = _read(settings, task, strategy, dtype, source, config)
+    _check_attention(model, task)
+    set_seed(seed)
+    fresh |= _grow(model, processor, settings)
+    _set_up(model, processor, settings)
+    order = [name for name, _ in model.named_parameters() if name in fresh]
+    return Base(model, processor, tuple(order), source, fingerprint(settings, source, cache))
+
+
+def skeleton(
+    settings: Model, task: Task, strategy: Strategy, dtype: torch.dtype, cache: Path | None = None
+) -> PreTrainedModel:
+    """The same model on the meta device: every module and shape, and no weights. For plans."""
+    source = find(settings, cache)
+    config = configure(settings, task, source)
+    if settings.add_tokens:
+        text = config.get_text_config()
+        text.vocab_size = max(text.vocab_size, vocabulary(load_processor(settings, source)))
+    kind = task.model_class()
+    make = getattr(kind, "from_config", None) or kind._from_config
+    with torch.device("meta"):
+        model = make(config, dtype=dtype, **_attention(settings))
+    _quantise(model, strategy.loading(dtype), dtype)
+    _check_attention(model, task)
+    return model
+
+
+def fresh_in(skeleton: nn.Module, source: str) -> tuple[str, ...]:
+    """What a load of the folder `source` would make anew: the skeleton's parameters after its layers that the files lack."""
+    files = [file for file in weight_files(Path(source)) if file.suffix == ".safetensors"]
+    known = {name: shape for file in files for name, shape in shapes(file).items()}
+    where = places(skeleton)
+    return tuple(
+        name
+        for name, parameter in skeleton.named_parameters()
+        if known and where[name].part in ("after", "head")
+        # A base model alone is stored without the prefix that it has under a head.
+        if tuple(parameter.shape) not in (known.get(name), known.get(name.partition(".")[2]))
+    )
+
+
+def fingerprint(settings: Model, source: str, cache: Path | None = None) -> str:
+    """sha256 over the names and digests of the base's weight files, so that a checkpoint knows the base it belongs to."""
+    folder = Path(source)
+    if not folder.is_dir():
+        words = {name: value for name, value in hub_words(settings, source).items() if name != "trust_remote_code"}
+        folder = Path(str(cached_file(source, "config.json", **words))).parent
+    root = cache_root(cache)
+    lines = [f"{file.name}:{digest(file, root)}" for file in weight_files(folder)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _read(
+    settings: Model, task: Task, strategy: Strategy, dtype: torch.dtype, source: str, config: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    words = hub_words(settings, source) | _attention(settings) | strategy.loading(dtype)
+    if not Path(source).is_dir():
+        words["use_safetensors"] = True  # a pickle from elsewhere is read by nobody
+    try:
+        model, report = task.model_class().from_pretrained(
+            source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **words
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as problem:
+        raise ModelError(f"--model {source} cannot be loaded: {problem}") from problem
+    resized = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
+    return model, _made_anew(model, set(report["missing_keys"]), resized, source)
+
+
+def _made_anew(model: PreTrainedModel, missing: set[str], resized: set[str], source: str) -> set[str]:
+    """The parameters that were not read. In the head they are a task's new ones; within the layers the checkpoint is wrong."""
+    where = places(model)
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = {name: own[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    absent = {named[name] for name in missing | resized if name in named} - fixed
+    misfits = {named[name] for name in resized if name in named}
+    body = {name for name in absent if where[name].part in ("layer", "embeddings")}
+    # Only a head may be of another shape than the checkpoint's: it had other labels.
+    torn = sorted(body | {name for name in misfits if where[name].part != "head"})
+    if torn:
+        raise ModelError(
+            f"--model {source}: {len(torn)} weights that its config.json asks for are missing or of another shape"
+            f" ({', '.join(torn[:3])}{' ...' if torn[3:] else ''}); the folder is incomplete or mixed"
+        )
+    return absent
+
+
+def _attention(settings: Model) -> dict[str, Any]:
+    return {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
+
+
+def _check_vocabulary(config: Any, processor: Any, settings: Model) -> None:
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None or not hasattr(processor, "get_vocab") or settings.add_tokens:
+        return
+    excess = vocabulary(processor) - rows
+    if excess > 0:
+        raise ModelError(
+            f"the tokenizer has {excess} tokens more than the model's vocabulary of {rows:,}; name the tokens to add with"
+            " --model.add_tokens, which grows the vocabulary, or another tokenizer with --model.tokenizer"
+        )
+
+
+def _check_attention(model: PreTrainedModel, task: Task) -> None:
+    # transformers makes a "causal" BERT with a warning only; it sees the words it is to predict and learns nothing.
+    causal = task.model_class().__name__ == "AutoModelForCausalLM"
+    if causal and all(stack.side == "encoder" for stack in stacks(model)):
+        raise ModelError(
+            f"--task {task.name} needs a decoder; {type(model).__name__} here is an encoder, which sees what follows"
+        )
+
+
+def _grow(model: PreTrainedModel, processor: Any, settings: Model) -> set[str]:
+    """Rows for added tokens; returns the names of the embeddings (and of an untied output layer), which must then train."""
+    if not settings.add_tokens:
+        return set()
+    table = model.get_input_embeddings()
+    rows = vocabulary(processor)
+    if rows > table.num_embeddings:  # never smaller: some models have more rows than their tokenizer has tokens
+        model.resize_token_embeddings(rows, mean_resizing=True)
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    return {own[id(parameter)] for end in ends for parameter in end.parameters()}
+
+
+def _set_up(model: PreTrainedModel, processor: Any, settings: Model) -> None:
+    pad = getattr(processor, "pad_token_id", None)
+    for config in filter(None, (model.config, getattr(model, "generation_config", None))):
+        if pad is not None and getattr(config, "pad_token_id", None) in (None, -1):
+            config.pad_token_id = pad  # decoders that classify look for the last token before the padding
+    if settings.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as problem:
+            raise ModelError(f"--model.gradient_checkpointing: {problem}") from problem
+    model.train()  # from_pretrained returns it in evaluation mode
+
+
+def _quantise(model: PreTrainedModel, loading: dict[str, Any], dtype: torch.dtype) -> None:
+    """Replace the skeleton's layers by those that `from_pretrained` would make."""
+    if "quantization_config" not in loading:
+        return
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantizer = AutoHfQuantizer.from_config(loading["quantization_config"])
+    with torch.device("meta"):
+        quantizer.preprocess_model(model=model, dtype=dtype, device_map=None)
