@@ -92,14 +92,16 @@ def summary_of(node: Function) -> str | None:
 
 
 def code_of(node: Function, lines: list[str]) -> str | None:
-    """The function without its docstring, at the left edge; None if the docstring was all of it."""
+    """The function without its docstring, at the left edge; None if the docstring was all of it, or text hangs out on the left."""
     if len(node.body) < 2:
         return None
     doc = node.body[0]
     start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     kept = lines[start - 1 : doc.lineno - 1] + lines[doc.end_lineno or doc.lineno : node.end_lineno]
-    code = [line[node.col_offset :].rstrip() for line in kept]
-    return "\n".join(line for line in code if line)
+    code = [line.rstrip() for line in kept if line.strip()]
+    if any(line[: node.col_offset].strip() for line in code):
+        return None
+    return "\n".join(line[node.col_offset :] for line in code)
 
 
 def _mixed(text: str) -> str:

@@ -21,8 +21,8 @@ from peftkit.data import demo
 from peftkit.data.columns import has_needed, rename
 from peftkit.data.encode import encode
 from peftkit.data.fingerprint import key
-from peftkit.data.once import build_once
 from peftkit.data.report import Report
+from peftkit.data.sealed import build_once
 from peftkit.data.sources import Table, read
 from peftkit.data.store import Store, write
 from peftkit.errors import DataError

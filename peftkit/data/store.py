@@ -56,13 +56,18 @@ def write(folder: Path, features: Sequence[Features]) -> Store:
     """Lay features out in `folder`; the rows must have the same names, and arrays that differ in their first axis at most."""
     folder.mkdir(parents=True)
     for name in features[0] if features else ():
-        column = [np.asarray(row[name]) for row in features]
+        column = [_array(row[name]) for row in features]
         if column[0].ndim == 0:
             _save(folder / f"{name}.npy", np.stack(column))
         else:
             _save(folder / f"{name}.npy", np.concatenate(column))
             _save(folder / (name + STARTS), np.cumsum([0, *(len(value) for value in column)]))
     return Store(folder)
+
+
+def _array(value: Any) -> Array:
+    """An empty list is one of whole numbers: numpy would take it for fractions, and its neighbours with it."""
+    return np.asarray(value, dtype=np.int64) if isinstance(value, list) and not value else np.asarray(value)
 
 
 def _save(path: Path, values: Array) -> None:
