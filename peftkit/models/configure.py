@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from peftkit.config.sections import Model
 from peftkit.errors import ModelError
 from peftkit.models.find import hub_words
+from peftkit.models.whole import whole_weights
 from peftkit.tasks import Task
 
 LIMITS = ("max_position_embeddings", "max_target_positions", "max_encoder_position_embeddings", "max_seq_len")
@@ -57,7 +58,7 @@ def _skipped_positions(config: Any, limit: int) -> int:
     """
     if getattr(config, "pad_token_id", None) is None or getattr(config, "rope_parameters", None):
         return 0
-    with torch.device("meta"):
+    with whole_weights(), torch.device("meta"):
         model = AutoModel.from_config(config)
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and module.num_embeddings == limit:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.integrations import deepspeed as bridge
 
 from peftkit.cache import digest, once
 from peftkit.errors import ModelError
+from peftkit.models.whole import whole_weights
 
 
 def convert(file: Path, root: Path) -> Path:
@@ -23,7 +21,7 @@ def convert(file: Path, root: Path) -> Path:
 def _write(file: Path, folder: Path) -> None:
     named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
-        with _whole_weights():
+        with whole_weights():
             # fp32 holds what the file says exactly (a 4-bit number times a 16-bit scale); bf16 would round it.
             model = AutoModelForCausalLM.from_pretrained(**named, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**named)
@@ -34,17 +32,6 @@ def _write(file: Path, folder: Path) -> None:
     del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _whole_weights() -> Iterator[None]:
-    """Where ZeRO-3 is set up, from_pretrained cuts the weights into shards; a conversion needs them whole."""
-    kept = bridge._hf_deepspeed_config_weak_ref
-    bridge.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        bridge._hf_deepspeed_config_weak_ref = kept
 
 
 def _first_line(problem: Exception) -> str:

@@ -7,6 +7,7 @@ base.model, base.processor, base.fresh
 from __future__ import annotations
 
 import hashlib
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, set_seed
+from transformers.modeling_utils import local_torch_dtype
+from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import cached_file
 
 from peftkit.cache import cache_root, digest
@@ -21,8 +24,9 @@ from peftkit.config.sections import Model
 from peftkit.errors import ModelError
 from peftkit.models.configure import configure, context_limit
 from peftkit.models.find import check_weights, find, hub_words, shapes, weight_files
-from peftkit.models.inspect import places, stacks
+from peftkit.models.inspect import head_paths, places, stacks
 from peftkit.models.processor import load_processor, vocabulary
+from peftkit.models.whole import whole_weights
 from peftkit.strategies import Strategy
 from peftkit.tasks import Task
 
@@ -76,10 +80,7 @@ def skeleton(
     if settings.add_tokens:
         text = config.get_text_config()
         text.vocab_size = max(text.vocab_size, vocabulary(load_processor(settings, source)))
-    kind = task.model_class()
-    make = getattr(kind, "from_config", None) or kind._from_config
-    with torch.device("meta"):
-        model = make(config, dtype=dtype, **_attention(settings))
+    model = _blank(settings, task, config, dtype)
     _quantise(model, strategy.loading(dtype), dtype)
     _check_attention(model, task)
     return model
@@ -114,6 +115,8 @@ def _read(
     settings: Model, task: Task, strategy: Strategy, dtype: torch.dtype, source: str, config: Any
 ) -> tuple[PreTrainedModel, set[str]]:
     words = hub_words(settings, source) | _attention(settings) | strategy.loading(dtype)
+    if "quantization_config" in words:
+        _keep_head_whole(words["quantization_config"], _blank(settings, task, config, dtype))
     if not Path(source).is_dir():
         words["use_safetensors"] = True  # a pickle from elsewhere is read by nobody
     try:
@@ -196,12 +199,26 @@ def _set_up(model: PreTrainedModel, processor: Any, settings: Model) -> None:
     model.train()  # from_pretrained returns it in evaluation mode
 
 
+def _blank(settings: Model, task: Task, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    kind = task.model_class()
+    make = getattr(kind, "from_config", None) or kind._from_config
+    with whole_weights(), torch.device("meta"):
+        return make(deepcopy(config), dtype=dtype, **_attention(settings))
+
+
 def _quantise(model: PreTrainedModel, loading: dict[str, Any], dtype: torch.dtype) -> None:
     """Replace the skeleton's layers by those that `from_pretrained` would make."""
     if "quantization_config" not in loading:
         return
     from transformers.quantizers.auto import AutoHfQuantizer
 
+    _keep_head_whole(loading["quantization_config"], model)
     quantizer = AutoHfQuantizer.from_config(loading["quantization_config"])
-    with torch.device("meta"):
+    with torch.device("meta"), local_torch_dtype(dtype):
         quantizer.preprocess_model(model=model, dtype=dtype, device_map=None)
+
+
+def _keep_head_whole(quantization: Any, skeleton: PreTrainedModel) -> None:
+    """Leave the head as it is: it is small, it trains, and a 4-bit one takes a checkpoint's other labels without a word."""
+    if getattr(quantization, "llm_int8_skip_modules", ()) is None:
+        quantization.llm_int8_skip_modules = get_keys_to_not_convert(skeleton) + head_paths(skeleton)
