@@ -40,13 +40,27 @@ def read(words: Sequence[str] = (), base: dict[str, Any] | None = None) -> Run:
 
 def chosen(words: Sequence[str]) -> Settled:
     """What the words choose, whatever else is wrong with them: for `--help`."""
-    layers, _ = _layers(words, None)
+    try:
+        layers, _ = _layers(words, None)
+    except ConfigError:
+        layers = [flag_layer(split(words).flags)]
     return Settled(Run, layers)
 
 
 def write(run: Run) -> str:
     """The run as YAML, all settings written out; `read` of it gives the same run."""
     return yaml.dump(run.model_dump(mode="json"))
+
+
+def load(file: Path) -> Run:
+    """The run that `write` wrote into `file`. Clashes are not looked for: it has been run, maybe on another machine."""
+    tree, problems = yaml.load(file)
+    settled = Settled(Run, [layer(tree, str(file))])
+    problems += settled.problems + list(_unknown(settled))
+    run, wrong = _build(settled)
+    if run is None or problems or wrong:
+        raise ConfigError(problems + wrong)
+    return run
 
 
 def _read(words: Sequence[str], base: dict[str, Any] | None) -> tuple[Run | None, list[str]]:
@@ -59,7 +73,7 @@ def _read(words: Sequence[str], base: dict[str, Any] | None) -> tuple[Run | None
     run, wrong = _build(settled)
     problems += wrong
     if run:
-        clashes = [*run.problems(), *(_changed(run, *begun) if begun and not problems else ())]
+        clashes = [*run.problems(), *(_changed(run, begun[0]) if begun and not problems else ())]
         problems += [clash for clash in clashes if not _hangs_on(clash, settled.unclear)]
     return run, list(dict.fromkeys(problems))
 
@@ -124,10 +138,9 @@ def _begun(layers: list[Layer]) -> tuple[Path, dict[str, Any]] | None:
     return (file, yaml.load(file)[0]) if file.is_file() else None
 
 
-def _changed(run: Run, file: Path, tree: dict[str, Any]) -> Iterator[str]:
+def _changed(run: Run, file: Path) -> Iterator[str]:
     """Settings that would change what is learnt in the middle of a run."""
-    before = Run.model_validate(Settled(Run, [layer(tree, str(file))]).tree)
-    for name, old, new in _differences(before, run, ""):
+    for name, old, new in _differences(load(file), run, ""):
         if not any(name == may or name.startswith(f"{may}.") for may in MAY_DIFFER):
             yield (
                 f"--{name} {new} differs from {old}, with which {file.parent} began;"
