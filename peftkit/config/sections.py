@@ -114,3 +114,5 @@ class Checkpoint(Section):
     """Save every so many steps; left out: after every epoch. The end is always saved."""
     keep: NonNegativeInt = 2
     """How many of the newest checkpoints stay (0: all); the best one by `--eval.best` always stays."""
+    final: Literal["last", "best"] = "last"
+    """Which checkpoint is exported: that of the last step, or the best by `--eval.best`."""

@@ -1,11 +1,11 @@
 """Checkpoints: complete or absent, verified before they are used, and without a pickle in them.
 
-    RUN/checkpoints/step-000100/
-        manifest.json                            format, step, base, processes, versions, sha256 of every other file
-        progress.json                            how far the run is: step, evaluations, best
-        trained-00001-of-00002.safetensors       fp32 weights of what the strategy trains, a file per process
-        optimizer-00001-of-00002.safetensors     their optimizer state, by parameter name
-        process-00001-of-00002.safetensors       what is this process's own: random numbers, 8-bit block scales, counters
+RUN/checkpoints/step-000100/
+    manifest.json                            format, step, base, processes, versions, sha256 of every other file
+    progress.json                            how far the run is: step, evaluations, best
+    trained-00001-of-00002.safetensors       fp32 weights of what the strategy trains, a file per process
+    optimizer-00001-of-00002.safetensors     their optimizer state, by parameter name
+    process-00001-of-00002.safetensors       what is this process's own: random numbers, 8-bit block scales, counters
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Saved:
 
     folder: Path
     manifest: dict[str, Any]
+    passed_over: list[str]
+    """What is wrong with the newer ones, if there are any."""
 
     @property
     def progress(self) -> Progress:
@@ -74,7 +76,9 @@ def save(engine: Engine, run: RunFolder, progress: Progress, world: World, base:
     digests: dict[str, str] = {}
     problem = problem or _attempt(lambda: digests.update(_write_mine(partial, state, world)))
     everyones = world.gather((problem, digests, sorted(state.weights)))
-    problem = _attempt(lambda: _finish(partial, final, everyones, engine, progress, world, base)) if world.first else None
+    problem = (
+        _attempt(lambda: _finish(partial, final, everyones, engine, progress, world, base)) if world.first else None
+    )
     problem = world.share(problem)
     if problem:
         raise CheckpointError(f"the checkpoint of step {progress.step} could not be written: {problem}")
@@ -156,13 +160,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _newest(run: RunFolder) -> tuple[Path, dict[str, Any]] | list[str] | None:
+def _newest(run: RunFolder) -> tuple[Path, dict[str, Any], list[str]] | list[str] | None:
     damaged: list[str] = []
     for step in reversed(run.checkpoint_steps()):
         folder = run.checkpoint(step)
         problems = verify(folder)
         if not problems:
-            return folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            return folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")), damaged
         damaged += problems
     return damaged or None
 

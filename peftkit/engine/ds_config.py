@@ -104,7 +104,9 @@ def fill(config: Config, plan: Plan) -> Config:
         filled["zero_force_ds_cpu_optimizer"] = False  # ours are DeepSpeed's own where it has one; --optim decides
     left = list(autos(filled))
     if left:
-        raise ConfigError([f'--deepspeed: {key} is "auto", and nothing in a run decides it; give a value' for key in left])
+        raise ConfigError(
+            [f'--deepspeed: {key} is "auto", and nothing in a run decides it; give a value' for key in left]
+        )
     return filled
 
 

@@ -60,7 +60,9 @@ def steps(
         start = time.perf_counter()
 
 
-def _accumulate(engine: Engine, micro_batches: Sequence[dict[str, Any]], task: Task, world: World, targets: float) -> float:
+def _accumulate(
+    engine: Engine, micro_batches: Sequence[dict[str, Any]], task: Task, world: World, targets: float
+) -> float:
     """Run every micro-batch forward and back; this process's part of the step's mean loss."""
     total = 0.0
     for index, batch in enumerate(micro_batches):

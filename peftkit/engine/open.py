@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from peftkit.engine.ds_config import Config, offloads_optimizer, stage_of
@@ -40,6 +42,16 @@ class Engine:
         groups: list[Group] = self.torch_optimizer.param_groups
         return groups
 
+    def flats(self) -> list[tuple[Group, list[torch.Tensor]]]:
+        """Each group with the tensors of it that the innermost optimizer updates on this process."""
+        if self.zero != 3:
+            return [(group, group["params"]) for group in self.groups]
+        wrapper = self.deepspeed.optimizer  # between steps ZeRO-3 keeps its groups empty
+        of_group: list[list[torch.Tensor]] = [[] for _ in self.groups]
+        for index, flat in enumerate(wrapper.fp32_partitioned_groups_flat):
+            of_group[wrapper.sub_group_to_group_id[index]].append(flat)
+        return list(zip(self.groups, of_group, strict=True))
+
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains, by name, in the model's order."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
@@ -54,10 +66,11 @@ class Engine:
         self.deepspeed.destroy()
 
 
-def open_engine(model: nn.Module, optim: Optimizer, config: Config, depths: Mapping[str, int], born: Mapping[str, int]) -> Engine:
+def open_engine(
+    model: nn.Module, optim: Optimizer, config: Config, depths: Mapping[str, int], born: Mapping[str, int]
+) -> Engine:
     """`model` under DeepSpeed with the filled `config`; `depths` and `born` as in `parameter_groups`."""
-    import deepspeed
-
+    deepspeed = ready_deepspeed()
     groups = parameter_groups(model, optim, depths, born)
     if not groups:
         raise ModelError("no weight trains: --strategy froze all of them")
@@ -66,18 +79,31 @@ def open_engine(model: nn.Module, optim: Optimizer, config: Config, depths: Mapp
     return Engine(engine, stage_of(config))
 
 
+def ready_deepspeed() -> Any:
+    """The library, told which device there is and using the process group that stands."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for one, and says so
+    import deepspeed
+
+    # The shared-memory collectives of CPU runs would be compiled for a minute on their first use; gloo does their work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if dist.is_initialized() and not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+    return deepspeed
+
+
 def choose_precision(wanted: str, config: Config) -> str:
     """fp32, bf16 or fp16: what was asked for if the device computes in it, else a ConfigError that says what it can do."""
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator = get_accelerator()
+    accelerator = ready_deepspeed().accelerator.get_accelerator()
     able = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
     if wanted == "auto":
         named = [kind for kind in ("bf16", "fp16") if config.get(kind, {}).get("enabled", "auto") is True]
         wanted = named[0] if named else ("bf16" if able["bf16"] and accelerator.device_name() != "cpu" else "fp32")
     if not able[wanted]:
         can = ", ".join(kind for kind, is_able in able.items() if is_able)
-        raise ConfigError(f"--precision {wanted}: this device ({accelerator.device_name()}) cannot compute in it; it can in {can}")
+        raise ConfigError(
+            f"--precision {wanted}: this device ({accelerator.device_name()}) cannot compute in it; it can in {can}"
+        )
     return wanted
 
 

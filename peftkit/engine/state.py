@@ -39,6 +39,7 @@ class State:
 def capture(engine: Engine, mine: Callable[[int], bool] = lambda index: True) -> State:
     """The engine's state; of the tensors only those of the parameters whose index is `mine` (all take part in gathering)."""
     state = State(counters=_counters(engine), local=_local_state(engine))
+    _link(engine)
     kinds = _kinds(engine)
     for index, (name, parameter) in enumerate(engine.trained().items()):
         weight = full_weight(engine, parameter)
@@ -46,7 +47,7 @@ def capture(engine: Engine, mine: Callable[[int], bool] = lambda index: True) ->
             state.weights[name] = _copy(weight)
         for kind, dtype in kinds.get(name, {}).items():
             value = _full_state(engine, parameter, kind)
-            if mine(index):
+            if mine(index) and value is not None:
                 state.optimizer[name + SEPARATOR + kind] = _copy(value).to(dtype)
     return state
 
@@ -76,7 +77,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         if name not in parameters:
-            raise CheckpointError(f"the checkpoint holds {name}, which this model lacks: is it of another base or strategy?")
+            raise CheckpointError(
+                f"the checkpoint holds {name}, which this model lacks: is it of another base or strategy?"
+            )
         parameter = parameters[name]
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         if shape != tuple(value.shape):
@@ -108,10 +111,17 @@ def _copy(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
 
 
+def _link(engine: Engine) -> None:
+    """Let DeepSpeed find every group's state: it looks once, after the first group's first step, and misses the others'."""
+    if engine.zero in (1, 2):
+        engine.deepspeed.optimizer._hp_optimizer_states_linked = False
+        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+
 def _flats(engine: Engine) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """(name, tensor, state) of everything that the innermost optimizer updates on this process."""
-    for group in engine.groups:
-        for index, flat in enumerate(group["params"]):
+    for group, flats in engine.flats():
+        for index, flat in enumerate(flats):
             yield f"{group['label']}{SEPARATOR}{index}", flat, engine.torch_optimizer.state.get(flat, {})
 
 
@@ -128,8 +138,8 @@ def _kinds(engine: Engine) -> dict[str, dict[str, torch.dtype]]:
     """
     mine = {
         (group["label"], kind): str(value.dtype).removeprefix("torch.")
-        for group in engine.groups
-        for flat in group["params"]
+        for group, flats in engine.flats()
+        for flat in flats
         for kind, value in engine.torch_optimizer.state.get(flat, {}).items()
         if _is_elementwise(engine, value, flat)
     }
@@ -162,11 +172,13 @@ def _local_state(engine: Engine) -> dict[str, Tensor]:
     }
 
 
-def _full_state(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor:
+def _full_state(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor | None:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     if engine.zero == 0:
-        return cast(Tensor, engine.torch_optimizer.state[parameter][kind])
+        return engine.torch_optimizer.state[parameter].get(
+            kind
+        )  # Adafactor keeps other kinds of vectors than of matrices
     return cast(Tensor, safe_get_full_optimizer_state(parameter, kind))
 
 
@@ -182,13 +194,12 @@ def _make_optimizer_state(engine: Engine, state: State, slots: Mapping[str, Mapp
         for key, value in {**state.counters, **state.local}.items():
             if key.startswith(flat_name + SEPARATOR):
                 plain = value.ndim == 0 and value.dtype == torch.int64
-                made[key.rsplit(SEPARATOR, 1)[1]] = int(value) if plain else value.clone().to(flat.device if value.ndim else "cpu")
+                made[key.rsplit(SEPARATOR, 1)[1]] = (
+                    int(value) if plain else value.clone().to(flat.device if value.ndim else "cpu")
+                )
         if made:
             engine.torch_optimizer.state[flat] = made
-    if engine.zero in (1, 2):
-        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-        # Groups without a state get theirs at the next step: DeepSpeed must link again then.
-        engine.deepspeed.optimizer._hp_optimizer_states_linked = False
+    _link(engine)
 
 
 def _set_full(engine: Engine, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:

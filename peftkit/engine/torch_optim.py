@@ -12,7 +12,9 @@ from torch.optim.adagrad import adagrad
 class Lion(torch.optim.Optimizer):
     """`w -= lr * (sign(b1 m + (1 - b1) g) + decay * w)`, then `m = b2 m + (1 - b2) g` (https://arxiv.org/abs/2302.06675)."""
 
-    def __init__(self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
+    def __init__(
+        self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()

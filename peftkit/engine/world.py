@@ -58,7 +58,9 @@ class World:
 
 def identity() -> World:
     """Who this process is, by what its launcher said; alone if there was none."""
-    read = {name: int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))}
+    read = {
+        name: int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    }
     return World(read["RANK"], read["WORLD_SIZE"], read["LOCAL_RANK"])
 
 
@@ -80,19 +82,20 @@ def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[World]:
 
 def _open_group(world: World, timeout: timedelta) -> None:
     if world.processes == 1:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and says so
-    import deepspeed
-
-    # The shared-memory collectives of CPU runs would be compiled for a minute on the first use; gloo does their work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if torch.cuda.is_available():
+        alone = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+        for name, value in alone.items():
+            os.environ.setdefault(name, value)
+    gpu = torch.cuda.is_available()
+    if gpu:
         torch.cuda.set_device(world.local)
     try:
-        deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timeout)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
     except (dist.DistError, ValueError) as problem:
         raise ConfigError(
             f"process {world.process} of {world.processes} could not meet the others at "

@@ -16,17 +16,21 @@ from peftkit.tasks.base import Record
 
 
 def score(
-    engine: Engine, batches: Iterable[tuple[dict[str, Any], Sequence[int]]], task: Task, metrics: Sequence[Metric], world: World
+    engine: Engine,
+    batches: Iterable[tuple[Sequence[int], dict[str, Any]]],
+    task: Task,
+    metrics: Sequence[Metric],
+    world: World,
 ) -> dict[str, float]:
     """The metrics' numbers over all rows, the same on every process.
 
-    `batches` are this process's share: each with the numbers of its rows in the split, none for a batch that only keeps
+    `batches` are this process's share: each behind the numbers of its rows in the split, none for a batch that only keeps
     the processes in step. The composition of a batch must not depend on the number of processes.
     """
     engine.deepspeed.eval()
     mine: list[tuple[int, Record]] = []
     with torch.no_grad():
-        for batch, rows in batches:
+        for rows, batch in batches:
             batch = on_device(batch, world.device, engine)
             records = task.score(engine.deepspeed(**task.inputs(batch)), batch)
             mine += zip(rows, records, strict=False)  # a blank batch scores no row

@@ -1,0 +1,83 @@
+"""A run in words: the header before it, the summary behind it, and what `--dry-run` shows. Pure functions of what is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peftkit.engine.checkpoint import Progress
+from peftkit.engine.ds_config import Config, offloads_optimizer, stage_of
+from peftkit.flows.job import Job
+from peftkit.models.inspect import Count, count
+from peftkit.run_folder import RunFolder
+
+Pairs = list[tuple[str, Any]]
+
+
+def header_of(job: Job, folder: RunFolder) -> Pairs:
+    """What will be done."""
+    run = job.run
+    return [
+        ("model", f"{job.base.source}  ({parameters(count(job.model))})"),
+        ("task", run.task.name),
+        ("strategy", f"{run.strategy.name}  ({trainable(count(job.model))})"),
+        ("engine", f"DeepSpeed {zero(job.deepspeed)}, {job.precision}, {processes(job.world.processes)}"),
+        ("batch", batch_words(run.batch.total, run.batch.micro, job.world.processes)),
+        ("steps", f"{job.steps}  ({job.epoch} in an epoch of {len(job.prepared.train):,} rows)"),
+        ("learning rate", f"{run.optim.lr:g} with {run.optim.name}, {run.schedule.name}"),
+        ("folder", folder.path),
+    ]
+
+
+def summary_of(job: Job, folder: RunFolder, progress: Progress) -> tuple[Pairs, list[str]]:
+    """Where things lie, and the commands to type next."""
+    pairs: Pairs = [("steps", f"{progress.step} of {job.steps}")]
+    if progress.step < job.steps:
+        pairs.append(("stopped early", f"{progress.waited} evaluations without a better {job.run.eval.best}"))
+    if progress.best is not None:
+        pairs.append((f"best {job.run.eval.best}", f"{progress.best:.4g} at step {progress.best_step}"))
+    pairs += [("checkpoint", folder.newest_checkpoint()), ("metrics", folder.metrics), ("logs", folder.logs)]
+    if job.run.strategy.makes_adapter:
+        pairs.append(("adapter", folder.export("adapter")))
+    return pairs, [f"peftkit export {folder.path} --to merged"]
+
+
+def plan_words(
+    run: Any, precision: str, config: Config, report: list[str], size: Count, rows: int, tokens: int, steps: int
+) -> Pairs:
+    """What `--dry-run` shows."""
+    epochs = steps * run.batch.total / rows
+    return [
+        ("model", parameters(size)),
+        ("strategy", f"{run.strategy.name}  ({trainable(size)})"),
+        ("precision", precision),
+        ("steps", f"{steps} of {run.batch.total} rows  ({epochs:.2f} epochs)"),
+        ("tokens", f"about {round(tokens * epochs):,}"),
+        *[("data", line) for line in report],
+        ("folder", run.out or Path("runs") / "..."),
+        ("DeepSpeed", json.dumps(config, indent=1)),
+    ]
+
+
+def parameters(size: Count) -> str:
+    return f"{size.total / 1e6:,.1f}M parameters"
+
+
+def trainable(size: Count) -> str:
+    return f"trains {size.trainable:,} of {size.total:,} parameters, {size.share:.2%}"
+
+
+def zero(config: Config) -> str:
+    """`ZeRO-2, optimizer offloaded`."""
+    return f"ZeRO-{stage_of(config)}" + (", optimizer offloaded" if offloads_optimizer(config) else "")
+
+
+def processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
+
+
+def batch_words(total: int, micro: int, world: int) -> str:
+    """`16 rows a step = 2 processes x 2 micro-batches of up to 4 rows`."""
+    passes = -(-total // (micro * world))
+    return f"{total} rows a step = {processes(world)} x {passes} micro-batch{'es' if passes > 1 else ''} of up to {micro} rows"

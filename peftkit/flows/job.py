@@ -1,0 +1,154 @@
+"""What a training is made of before its first step: data, model, what trains in it, DeepSpeed's configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peftkit.cache import cache_root
+from peftkit.config.run import Run
+from peftkit.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from peftkit.data.prepare import Prepared, prepare
+from peftkit.data.store import Store
+from peftkit.engine.ds_config import Config, Plan, fill, read_config
+from peftkit.engine.open import DTYPES, choose_precision, zero3_guard
+from peftkit.engine.random_state import seed_all
+from peftkit.engine.world import World
+from peftkit.errors import ConfigError
+from peftkit.metrics import Metric
+from peftkit.models.configure import configure, context_limit
+from peftkit.models.find import find
+from peftkit.models.inspect import Count, count, depth_of
+from peftkit.models.load import Base, fresh_in, load, skeleton
+from peftkit.models.processor import load_processor
+
+
+@dataclass
+class Job:
+    """A run whose settings met the machine, the model and the data."""
+
+    run: Run
+    """With what was found out: the task's labels, the folder."""
+    world: World
+    precision: str
+    deepspeed: Config
+    prepared: Prepared
+    base: Base
+    model: nn.Module
+    """Adapted: what trains is marked."""
+    depths: dict[str, int]
+    guard: Any = None
+    """Keeps ZeRO-3's way of loading models switched on."""
+    born: dict[str, int] = field(default_factory=dict)
+    """Stage at which each parameter started to train."""
+
+    @property
+    def epoch(self) -> int:
+        """Steps in an epoch."""
+        return steps_per_epoch(len(self.prepared.train), self.run.batch.total)
+
+    @property
+    def steps(self) -> int:
+        return total_steps(self.run, self.epoch)
+
+    @property
+    def metrics(self) -> list[Metric]:
+        return metrics_of(self.run)
+
+    def stage(self, step: int) -> int:
+        """The stage of unfreezing that `step` (0 is the first) belongs to."""
+        return min(self.run.strategy.stage(step), self.run.strategy.last_stage(self.model))
+
+    def unfreeze(self, stage: int) -> None:
+        """Mark what trains at `stage`, going through the stages before it, so that each parameter's first one is known."""
+        for at in range(stage + 1):
+            if at:
+                self.run.strategy.unfreeze(self.model, at)
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    self.born.setdefault(name, at)
+
+    def batches(self, first: int, last: int) -> Iterator[list[dict[str, Any]]]:
+        """This process's micro-batches of the steps `first` .. `last` - 1."""
+        return training_batches(
+            self.prepared.train,
+            self.run.task,
+            self.base.processor,
+            self.run.batch,
+            self.run.seed,
+            self.world.processes,
+            self.world.process,
+            first,
+            last,
+        )
+
+    def evaluation(self, split: Store, rows: int | None) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """This process's batches of a split."""
+        size, world = self.run.eval.batch, self.world
+        return evaluation_batches(split, self.run.task, self.base.processor, size, world.processes, world.process, rows)
+
+
+def make_job(run: Run, world: World) -> Job:
+    """Find, check, prepare and load everything, or raise what is wrong with it."""
+    _, prepared = prepare_data(run)
+    run = run.model_copy(update={"task": prepared.task})
+    raw = read_config(run.deepspeed)
+    precision = choose_precision(run.precision, raw)
+    config = fill(raw, plan_of(run, world.processes, precision))
+    guard = zero3_guard(config)
+    base = load(run.model, run.task, run.strategy, DTYPES[precision], run.seed, run.data.cache)
+    seed_all(run.seed)  # the same on every process: what is made now (adapters) must be
+    model = run.strategy.adapt(base.model, base.fresh)
+    depths = depth_of(model) if run.optim.layer_decay != 1 else {}
+    return Job(run, world, precision, config, prepared, base, model, depths, guard)
+
+
+def sketch(run: Run, processes: int) -> tuple[Run, str, Config, Prepared, Count]:
+    """The same on the meta device, without weights: for `--dry-run` and plans."""
+    source, prepared = prepare_data(run)
+    run = run.model_copy(update={"task": prepared.task})
+    raw = read_config(run.deepspeed)
+    precision = choose_precision(run.precision, raw)
+    config = fill(raw, plan_of(run, processes, precision))
+    model = skeleton(run.model, run.task, run.strategy, DTYPES[precision], run.data.cache)
+    fresh = fresh_in(model, source) if Path(source).is_dir() else ()
+    return run, precision, config, prepared, count(run.strategy.adapt(model, fresh))
+
+
+def prepare_data(run: Run) -> tuple[str, Prepared]:
+    """The base's place, and the data encoded for it."""
+    source = find(run.model, run.data.cache)
+    processor = load_processor(run.model, source)
+    context = context_limit(configure(run.model, run.task, source))
+    return source, prepare(run.data, run.task, processor, context, run.seed)
+
+
+def plan_of(run: Run, processes: int, precision: str) -> Plan:
+    nvme = cache_root(run.data.cache) / "nvme"
+    return Plan(run.batch.total, run.batch.micro, processes, precision, run.optim, nvme)
+
+
+def total_steps(run: Run, epoch: int) -> int:
+    """Optimizer steps of the run, `epoch` of them to a pass over the data."""
+    return run.steps or max(1, math.ceil((run.epochs or 1) * epoch))
+
+
+def metrics_of(run: Run) -> list[Metric]:
+    """What is computed of a split: the loss always."""
+    chosen = run.eval.metrics
+    metrics = [Metric.model_validate(name) for name in run.task.metrics] if chosen is None else list(chosen)
+    if not any(metric.name == "loss" for metric in metrics):
+        metrics.insert(0, Metric.model_validate("loss"))
+    return metrics
+
+
+def check_settings(run: Run) -> None:
+    """Every clash of settings at once: what the command line has checked, a caller of `peftkit.train` has not."""
+    problems = list(run.problems())
+    if problems:
+        raise ConfigError(problems)

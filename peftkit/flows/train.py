@@ -1,0 +1,223 @@
+"""`peftkit train`: one training, from its settings to its folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftkit.config.read import write
+from peftkit.config.run import Run
+from peftkit.data.batches import steps_per_epoch
+from peftkit.engine.checkpoint import PARTIAL, Progress, Saved, newest, prune, read_trained, resume, save
+from peftkit.engine.loop import Step, steps
+from peftkit.engine.open import Engine, open_engine
+from peftkit.engine.random_state import seed_all
+from peftkit.engine.state import capture, load_weights, restore
+from peftkit.engine.world import World, identity, joined
+from peftkit.errors import ConfigError
+from peftkit.evaluation.score import score
+from peftkit.flows.describe import header_of, plan_words, summary_of
+from peftkit.flows.job import Job, check_settings, make_job, sketch, total_steps
+from peftkit.metrics import Metric
+from peftkit.run_folder import RunFolder, free_folder
+from peftkit.tracking.jsonl import truncate_after
+from peftkit.tracking.quiet import chatter_to
+from peftkit.tracking.teller import Teller
+
+
+def train(run: Run) -> Path:
+    """Train as `run` says and return the run folder. Every process of the world calls it.
+
+    Raises ConfigError, DataError or ModelError before the first step, CheckpointError or ExportError after it.
+
+    >>> folder = train(Run(model="gpt2", data="texts.jsonl", task="causal_lm"))  # doctest: +SKIP
+    """
+    check_settings(run)
+    with joined() as world:
+        folder = claim(run, world)
+        teller = Teller(world.first)
+        with chatter_to(folder.log(world.process), run.verbose):
+            job = make_job(run.model_copy(update={"out": folder.path}), world)
+            progress = carry_out(job, folder, teller)
+    if world.first:
+        with chatter_to(folder.log(0), run.verbose):
+            finish(job, folder, progress, teller)
+    return folder.path
+
+
+def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
+    """All steps, with evaluations and checkpoints between them."""
+    run, world = job.run, job.world
+    saved = newest(folder, world) if run.resume else None
+    progress = saved.progress if saved else Progress()
+    begin_folder(job, folder, progress, world)
+    teller.header("train", header_of(job, folder))
+    for line in job.prepared.report.lines():
+        teller.note(line)
+    if saved:
+        for damage in saved.passed_over:
+            teller.warn(damage)
+        teller.note(f"going on from {saved.folder}")
+    engine = open_at(job, progress.step, saved)
+    base = {"source": job.base.source, "fingerprint": job.base.fingerprint}
+    teller.log_to(folder.metrics)
+    if run.eval.before and not progress.step:
+        evaluate(job, engine, "validation", progress, teller)
+    teller.start(job.steps, progress.step)
+    for engine, step in all_steps(job, engine, progress):  # noqa: B020  (a stage of unfreezing opens another engine)
+        teller.step(step.row())
+        better = evaluates(job, step.step) and evaluate(job, engine, "validation", progress, teller)
+        last = step.step == job.steps or gives_up(run, progress)
+        if better or last or step.step % (run.checkpoint.every or job.epoch) == 0:
+            save(engine, folder, progress, world, base)
+            if world.first:
+                prune(folder, run.checkpoint.keep, progress.best_step)
+        if last:
+            break
+    evaluate(job, engine, "test", progress, teller)
+    teller.close()
+    return progress
+
+
+def all_steps(job: Job, engine: Engine, progress: Progress) -> Iterator[tuple[Engine, Step]]:
+    """Every step from `progress.step` on, with the engine that took it: a new stage of unfreezing opens another."""
+    schedule, run = job.run.schedule, job.run
+
+    def rate(step: int) -> float:
+        return schedule.factor(step, job.steps, progress.evals)
+
+    while progress.step < job.steps:
+        stage, end = job.stage(progress.step), progress.step
+        while end < job.steps and job.stage(end) == stage:
+            end += 1
+        batches = job.batches(progress.step, end)
+        for step in steps(engine, batches, run.task, job.world, rate, progress.step):
+            progress.step = step.step
+            yield engine, step
+        if end < job.steps:
+            engine = open_next_stage(job, engine, job.stage(end))
+
+
+def open_at(job: Job, step: int, saved: Saved | None) -> Engine:
+    """The engine as it stands before `step` (0 is the first): new, or as the checkpoint left it."""
+    seed_all(job.run.seed, job.world.process)
+    if saved:
+        load_weights(job.model, read_trained(saved.folder))
+    # A checkpoint is written after its last step: the next one may belong to another stage, which then starts here.
+    stage = job.stage(max(0, step - 1))
+    job.unfreeze(stage)
+    engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
+    if saved:
+        resume(engine, saved, job.world)
+        if job.stage(step) != stage and step < job.steps:
+            engine = open_next_stage(job, engine, job.stage(step))
+    return engine
+
+
+def open_next_stage(job: Job, engine: Engine, stage: int) -> Engine:
+    """An engine over more parameters; those that trained before keep their optimizer state.
+
+    DeepSpeed ignores what is unfrozen after `initialize`, so the old engine is closed and another one opened.
+    """
+    state = capture(engine)
+    engine.close()
+    job.unfreeze(stage)
+    engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
+    restore(engine, state)
+    return engine
+
+
+def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: Teller) -> bool:
+    """Score a split if there is one; for validation, whether it is the best score so far."""
+    store = job.prepared.validation if split == "validation" else job.prepared.test
+    if store is None:
+        return False
+    rows = job.run.eval.rows if split == "validation" else None
+    numbers = score(engine, job.evaluation(store, rows), job.run.task, job.metrics, job.world)
+    teller.evaluation(split, progress.step, numbers)
+    if split != "validation" or not progress.step:
+        return False
+    progress.evals.append(numbers["loss"])
+    value = numbers[job.run.eval.best]
+    if progress.best is not None and not is_better(value, progress.best, job):
+        progress.waited += 1
+        return False
+    progress.best, progress.best_step, progress.waited = value, progress.step, 0
+    return True
+
+
+def is_better(value: float, best: float, job: Job) -> bool:
+    name = job.run.eval.best
+    lower = name in Metric.registry and not Metric.registry[name].higher_is_better
+    return value < best if lower else value > best
+
+
+def evaluates(job: Job, step: int) -> bool:
+    """Whether the validation rows are scored after `step`."""
+    return step % (job.run.eval.every or job.epoch) == 0 or step == job.steps
+
+
+def gives_up(run: Run, progress: Progress) -> bool:
+    """Whether early stopping has waited long enough."""
+    return run.eval.patience is not None and progress.waited >= run.eval.patience
+
+
+def claim(run: Run, world: World) -> RunFolder:
+    """The run's folder, the same on every process: a new one, or with `--resume` the one that is there."""
+    answer = world.share(_claim(run) if world.first else None)
+    if isinstance(answer, str):
+        raise ConfigError(answer)
+    return RunFolder(answer)
+
+
+def _claim(run: Run) -> Path | str:
+    if run.out is None:
+        base = Path(run.model.path or "SmolLM2-135M-Instruct").name
+        return free_folder(Path("runs") / f"{base}-{run.task.name}-{run.strategy.name}")
+    if run.resume:
+        return run.out
+    if RunFolder(run.out).config.exists():
+        return f"--out {run.out} belongs to another run; go on with that one with --resume, or name another folder"
+    if run.out.exists() and (not run.out.is_dir() or {entry.name for entry in run.out.iterdir()} - {"logs"}):
+        return f"--out {run.out} holds something else; name a new folder"
+    return run.out
+
+
+def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) -> None:
+    """Write the resolved run, and drop what an interrupted attempt left behind the point where this one starts."""
+    if world.first:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.config.write_text(write(job.run.model_copy(update={"resume": False})), encoding="utf-8")
+        truncate_after(folder.metrics, progress.step if progress.step else -1)
+        for leftover in folder.checkpoints.glob(f"*{PARTIAL}"):
+            shutil.rmtree(leftover)
+        for step in folder.checkpoint_steps():
+            if step > progress.step:
+                shutil.rmtree(folder.checkpoint(step))
+    world.wait()
+
+
+def finish(job: Job, folder: RunFolder, progress: Progress, teller: Teller) -> None:
+    """On the first process, when the others are done: the adapter's export, and what to do next."""
+    if job.run.strategy.makes_adapter:
+        from peftkit.flows.export import export
+
+        teller.note("writing and verifying export/adapter ...")
+        export(folder.path, to="adapter")
+    teller.summary(*summary_of(job, folder, progress))
+
+
+def dry_run(run: Run) -> None:
+    """Show the resolved run, what would train, and DeepSpeed's configuration; nothing is trained or written."""
+    check_settings(run)
+    world = identity()
+    teller = Teller(world.first)
+    with chatter_to(None, run.verbose):
+        run, precision, config, prepared, size = sketch(run, world.processes)
+    steps = total_steps(run, steps_per_epoch(len(prepared.train), run.batch.total))
+    tokens, rows = sum(prepared.train.lengths), len(prepared.train)
+    teller.header(
+        "this would be done", plan_words(run, precision, config, prepared.report.lines(), size, rows, tokens, steps)
+    )
+    teller.header("with these settings", [("", line) for line in write(run).splitlines()])
