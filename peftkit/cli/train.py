@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from peftkit.config.read import chosen, read
 
 
@@ -10,7 +12,8 @@ def run(words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         from peftkit.cli.help import show_settings
 
-        show_settings(chosen([word for word in words if word not in ("--help", "-h")]))
+        if os.environ.get("RANK", "0") == "0":
+            show_settings(chosen([word for word in words if word not in ("--help", "-h")]))
         return 0
     settings = read([word for word in words if word != "--dry-run"])
     from peftkit.flows.train import dry_run, train

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from peftkit.config import yaml
 from peftkit.config.flags import Speller, flags
@@ -132,10 +132,18 @@ def _begun(layers: list[Layer]) -> tuple[Path, dict[str, Any]] | None:
     """The settings of the run that is to be resumed, if it has begun."""
     tree = Settled(Run, layers).tree
     out = tree.get("out")
-    if tree.get("resume") is not True or not isinstance(out, (str, Path)):
+    if not _is_true(tree.get("resume")) or not isinstance(out, (str, Path)):
         return None
     file = Path(out) / "config.yaml"
     return (file, yaml.load(file)[0]) if file.is_file() else None
+
+
+def _is_true(value: Any) -> bool:
+    # As pydantic will read it: `yes` and `on` as well.
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        return False
 
 
 def _changed(run: Run, file: Path) -> Iterator[str]:

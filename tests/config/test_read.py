@@ -228,6 +228,15 @@ def test_a_resumed_run_keeps_its_settings(begun):
     assert (run.strategy.model_dump()["rank"], run.seed, run.steps, run.epochs, run.batch.micro) == (4, 7, None, 3, 1)
 
 
+@pytest.mark.parametrize("said", ["--resume", "--resume=true", "--resume=yes", "--resume=1"])
+def test_every_way_to_say_resume_reads_the_folder(begun, said):
+    assert read([said, "--out", begun]).seed == 7
+
+
+def test_a_folder_is_not_read_unless_it_is_resumed(begun):
+    assert read(["--out", begun]).seed == read(["--out", begun, "--resume=no"]).seed == 42
+
+
 def test_a_resumed_run_may_not_learn_something_else(begun):
     told = problems("--resume", "--out", begun, "--strategy.rank", "8", "--seed", "8", "--deepspeed", "zero3")
     assert [text.split(",")[0] for text in told] == [
