@@ -69,7 +69,7 @@ class Qlora(Lora, name="qlora"):
         guard(model)
         whole = {name.rpartition(".")[0] for name in fresh}
         replace_4bit(model, only=[name for name in four_bit_layers(model) if name in whole])
-        if getattr(model, "is_gradient_checkpointing", False):
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             # Frozen embeddings give activations without a gradient, which reentrant checkpointing would cut off.
             model.enable_input_require_grads()
         return super().adapt(model, fresh)
@@ -127,14 +127,18 @@ def replace_4bit(model: nn.Module, only: Sequence[str] | None = None) -> None:
 
 def dequantised(layer: Any, dtype: torch.dtype) -> nn.Module:
     """A plain layer of the kind that it was before: GPT-2's Conv1D has its weight transposed."""
+    import torch
     from bitsandbytes.functional import dequantize_4bit
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    state = getattr(
-        layer.weight, "quant_state", None
-    )  # a newly made layer has none: transformers leaves it unquantised
-    weight = (dequantize_4bit(layer.weight.data, state) if state else layer.weight.data).to(dtype)
+    weight = layer.weight.data  # a newly made layer is no 4-bit one yet: transformers leaves it unquantised
+    if state := getattr(layer.weight, "quant_state", None):
+        # Products read the 4-bit numbers in their own format, whatever format they were quantised from.
+        state = copy(state)
+        state.dtype = torch.float32
+        weight = dequantize_4bit(weight, state)
+    weight = weight.to(dtype)
     transposed = issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D)
     if transposed:
         plain: Any = Conv1D(0, 0)

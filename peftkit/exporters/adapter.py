@@ -1,0 +1,107 @@
+"""The adapter alone, in PEFT's format: small, and loaded onto its base by `PeftModel.from_pretrained(base, folder)`."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peftkit.errors import ExportError
+from peftkit.exporters.base import Exporter, Reading
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from peftkit.strategies import Strategy
+
+
+class Adapter(Exporter, name="adapter"):
+    """adapter_model.safetensors in fp32 and adapter_config.json, for PEFT and everything that reads its format."""
+
+    needs_adapter: ClassVar[bool] = True
+
+    def write(self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading) -> None:
+        """Raises ExportError if a tensor is empty (ZeRO-3 shards that were not gathered)."""
+        from safetensors.torch import save_file
+
+        tensors = adapter_tensors(model)
+        empty = [name for name, tensor in tensors.items() if not tensor.numel()]
+        if empty:
+            raise ExportError(
+                f"the adapter has {len(empty)} empty tensors, such as {empty[0]}: gather the weights first"
+            )
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_config(model, folder, reading)
+
+    def open(self, folder: Path, reading: Reading) -> PreTrainedModel:
+        """The base as it was trained on (in 4 bits, if it was), with the adapter on it."""
+        from peft import PeftModel
+
+        opened: PreTrainedModel = PeftModel.from_pretrained(open_base(reading), folder)
+        return opened
+
+    def example(self, folder: str, reading: Reading) -> str:
+        grow = f"base.resize_token_embeddings({reading.vocabulary})  # for the added tokens\n"
+        labels = f", num_labels={len(reading.labels)}" if reading.labels else ""
+        labels += f", pad_token_id={reading.padding}" if reading.labels and reading.padding is not None else ""
+        return (
+            "from peft import PeftModel\n"
+            f"from transformers import AutoTokenizer, {reading.auto_class}\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+            f'base = {reading.auto_class}.from_pretrained("{reading.base}"{labels})\n'
+            f"{grow if reading.vocabulary else ''}"
+            f'model = PeftModel.from_pretrained(base, "{folder}")'
+        )
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that trains, in fp32, under the names that PEFT loads.
+
+    PEFT's own selection lacks parameters that train where they are (embeddings of added tokens). It loads them all the
+    same if they lie in the file under the model's names.
+    """
+    from peft import get_peft_model_state_dict
+
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    covered = {tensor.data_ptr() for tensor in tensors.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in covered:
+            tensors[name] = parameter
+    return {name: tensor.detach().float().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def save_config(model: Any, folder: Path, reading: Reading) -> None:
+    config = copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.base_model_name_or_path = reading.base
+    config.revision = reading.revision
+    config.target_modules = sorted(config.target_modules)  # a set has another order in every process
+    config.modules_to_save = sorted(set(config.modules_to_save)) if config.modules_to_save else None
+    base = type(model.get_base_model())
+    mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+    config.save_pretrained(folder, auto_mapping_dict=None if config.task_type else mapping)
+
+
+def open_base(reading: Reading) -> Any:
+    """The base as the run loaded it."""
+    import torch
+    import transformers
+
+    from peftkit.strategies import Strategy
+
+    dtype = getattr(torch, reading.dtype)
+    options: dict[str, Any] = Strategy.model_validate(reading.strategy).loading(dtype)
+    if reading.labels:
+        options |= {"num_labels": len(reading.labels), "id2label": reading.labels, "pad_token_id": reading.padding}
+        options["ignore_mismatched_sizes"] = True  # the base may have a head of its own; the adapter's takes its place
+    base = getattr(transformers, reading.auto_class).from_pretrained(
+        reading.base,
+        revision=reading.revision or "main",
+        trust_remote_code=reading.trust_remote_code,
+        dtype=dtype,
+        **options,
+    )
+    if reading.vocabulary:
+        base.resize_token_embeddings(reading.vocabulary, mean_resizing=False)
+    return base

@@ -1,0 +1,70 @@
+"""What every exporter answers: how a trained model is written into a folder, and how anyone opens that folder again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from peftkit.config.section import Choice
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from peftkit.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a stranger must know to open an export: plain names and numbers, so that it can be handed to another process."""
+
+    auto_class: str
+    """The transformers class, `AutoModelForCausalLM` or a sibling."""
+    base: str
+    """Hub name or folder of the base model."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "float32"
+    """The format that the base was loaded in."""
+    strategy: dict[str, Any] = field(default_factory=dict)
+    """The strategy's settings: they say whether the base is loaded in 4 bits."""
+    labels: dict[int, str] = field(default_factory=dict)
+    """A classifier's labels by number; a base that has no head yet must be told."""
+    padding: int | None = None
+    """The padding token; a decoder that classifies must be told."""
+    vocabulary: int | None = None
+    """Rows of the input embedding, if tokens were added."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        labels = {int(number): label for number, label in values["labels"].items()}
+        return cls(**{**values, "labels": labels})
+
+
+class Exporter(Choice, kind="exporter", default="merged"):
+    """What is deployed.
+
+    It writes into a new folder; the flow verifies that folder in a fresh process and renames it. `write` may change the
+    model in place if `keeps_model` says so.
+    """
+
+    needs_adapter: ClassVar[bool] = False
+    """Whether only strategies that make an adapter can be exported this way."""
+    keeps_model: ClassVar[bool] = True
+    """Whether the model is the same after `write`."""
+
+    def write(self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading) -> None:
+        """Write weights and configuration of the adapted `model` into the existing `folder`."""
+        raise NotImplementedError
+
+    def open(self, folder: Path, reading: Reading) -> PreTrainedModel:
+        """Load what `write` wrote as its user would: with transformers and peft alone."""
+        raise NotImplementedError
+
+    def example(self, folder: str, reading: Reading) -> str:
+        """The Python lines of the model card that open it."""
+        raise NotImplementedError

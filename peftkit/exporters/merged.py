@@ -1,0 +1,77 @@
+"""One ordinary transformers model with the training folded in: safetensors in shards, served by anything that serves models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from peftkit.errors import ExportError
+from peftkit.exporters.base import Exporter, Reading
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from peftkit.strategies import Strategy
+
+
+class Merged(Exporter, name="merged"):
+    """A plain model in safetensors, with the training folded into its weights."""
+
+    keeps_model: ClassVar[bool] = False
+
+    max_shard_size: str = "5GB"
+    """Largest file of weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The format of the saved weights; auto is the format that the run loaded the base in."""
+
+    def write(self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading) -> None:
+        """Merge in fp32, cast once to the format asked for, save. The generation configuration goes with it."""
+        import torch
+
+        dtype = getattr(torch, reading.dtype if self.dtype == "auto" else self.dtype)
+        if dtype != getattr(torch, reading.dtype):
+            widen(model)  # or the merge would round to the base's format on the way
+        plain: Any = strategy.merge(model).to(dtype)
+        plain.config.dtype = dtype
+        mend(plain)
+        plain.save_pretrained(folder, max_shard_size=self.max_shard_size)
+
+    def open(self, folder: Path, reading: Reading) -> PreTrainedModel:
+        """Raises ExportError if the files do not hold exactly the weights of the model that the configuration describes."""
+        import transformers
+
+        model, found = getattr(transformers, reading.auto_class).from_pretrained(
+            folder, trust_remote_code=reading.trust_remote_code, output_loading_info=True
+        )
+        wrong = [f"{kind}: {', '.join(sorted(map(str, names)))}" for kind, names in found.items() if names]
+        if wrong:
+            raise ExportError(f"the weights in {folder} are not those of the model: {'; '.join(wrong)}")
+        opened: PreTrainedModel = model
+        return opened
+
+    def example(self, folder: str, reading: Reading) -> str:
+        return (
+            f"from transformers import AutoTokenizer, {reading.auto_class}\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+            f'model = {reading.auto_class}.from_pretrained("{folder}")'
+        )
+
+
+def widen(model: nn.Module) -> None:
+    """Cast all weights but packed 4-bit ones to fp32."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.float()
+
+
+def mend(model: Any) -> None:
+    """Undo what was for training only, and what transformers refuses to save."""
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        model.config.use_cache = True
+    generation: Any = getattr(model, "generation_config", None)
+    try:
+        if generation is not None:
+            generation.validate(strict=True)
+    except ValueError:  # some models come with a temperature for sampling that is switched off
+        generation.do_sample = True

@@ -1,0 +1,329 @@
+"""A run -> what can be deployed, verified: `peftkit export RUN --to merged`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from peftkit.config import yaml
+from peftkit.config.run import Run
+from peftkit.config.settle import Settled, layer
+from peftkit.data.batches import evaluation_batches
+from peftkit.data.prepare import prepare
+from peftkit.engine.checkpoint import read_trained
+from peftkit.engine.ds_config import read_config
+from peftkit.engine.open import DTYPES, choose_precision
+from peftkit.errors import CheckpointError, ConfigError, ExportError
+from peftkit.evaluation.certificate import Certificate, versions, weight_files
+from peftkit.evaluation.verify import (
+    Answer,
+    Question,
+    answer,
+    ask_fresh_process,
+    compare,
+    limits,
+    plain_model,
+    problems,
+    question,
+    stored_format,
+)
+from peftkit.exporters import Exporter
+from peftkit.exporters.base import Reading
+from peftkit.exporters.card import Card, model_card
+from peftkit.models.configure import configure, context_limit
+from peftkit.models.load import Base, find, load, load_processor
+from peftkit.run_folder import RunFolder
+from peftkit.strategies import Strategy
+from peftkit.tasks import Task
+from peftkit.tasks.base import Batch
+from peftkit.tracking.quiet import chatter_to, terminal
+
+ROWS = 16
+"""Held-out rows that the export is compared on."""
+
+
+def export(
+    run_folder: Path, to: str | Exporter = "merged", checkpoint: str | None = None, verbose: bool = False
+) -> Path:
+    """Export a checkpoint of a run (its newest, or a step such as "100") to RUN/export/<name>/, and return that folder.
+
+    Raises ExportError, and leaves nothing, if the export is not what was trained.
+    """
+    folder = RunFolder(run_folder)
+    run = read_run(folder.config)
+    exporter = read_exporter(to)
+    check_fits(exporter, run.strategy)
+    trained_in = find_checkpoint(folder, checkpoint)
+    with chatter_to(folder.logs / "export.log", verbose):
+        base, task, batches = open_run(run)
+        model = run.strategy.adapt(base.model, base.fresh)
+        put_trained(model, read_trained(trained_in))
+        certificate = export_trained(
+            exporter, model, base.processor, run, task, batches, folder.export(exporter.name),
+            source=base.source, fingerprint=check_base(trained_in, base),
+            step=int(trained_in.name.rpartition("-")[2]), metrics=newest_metrics(folder),
+        )  # fmt: skip
+        show(certificate, folder.export(exporter.name))
+    return folder.export(exporter.name)
+
+
+def export_trained(
+    exporter: Exporter,
+    model: nn.Module,
+    processor: Any,
+    run: Run,
+    task: Task,
+    batches: Sequence[Batch],
+    folder: Path,
+    *,
+    source: str,
+    fingerprint: str | None = None,
+    step: int | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Certificate:
+    """Write the adapted `model` to `folder`, compare it there with `model`, and certify it.
+
+    The folder appears when all is done; on any error nothing is left. `model` holds its trained weights whole (under
+    ZeRO-3: gathered); only an exporter with `keeps_model` leaves it usable. `source` is what `load` found the base in.
+    """
+    check_fits(exporter, run.strategy)
+    if not batches:
+        raise ExportError("no rows to compare the export on; give --data.validation")
+    reading = reading_of(model, run, task, source)
+    asked = question(model, task, batches)
+    expected = answer(model, asked)
+    device = next(model.parameters()).device.type
+    partial = emptied(folder.with_name(f"{folder.name}.partial"))
+    try:
+        exporter.write(model, run.strategy, partial, reading)
+        processor.save_pretrained(partial)
+        card = card_of(exporter, run, task, folder, reading, metrics or {})
+        (partial / "README.md").write_text(model_card(card), encoding="utf-8")
+        known = {"base": source, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
+        certificate = certify(exporter, partial, reading, asked, expected, device, known)
+        certificate.write(partial)
+        put_in_place(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return certificate
+
+
+def certify(
+    exporter: Exporter,
+    folder: Path,
+    reading: Reading,
+    asked: Question,
+    expected: Answer,
+    device: str,
+    known: Mapping[str, Any],
+) -> Certificate:
+    """Open the export in a fresh process and compare. Raises ExportError with the figures if it misses a limit."""
+    stored = stored_format(folder)
+    allowed = limits(stored, bool(asked.prompts))
+    figures = compare(expected, ask_fresh_process(exporter, folder, reading, asked, device), allowed)
+    missed = problems(figures, allowed)
+    if missed:
+        raise ExportError(f"the {exporter.name} export is not what was trained, and was removed: {'; '.join(missed)}")
+    return Certificate(
+        exporter=exporter.name,
+        rows=sum(len(next(value for value in inputs.values() if isinstance(value, Tensor))) for inputs in asked.inputs),
+        positions=len(expected.logits),
+        prompts=len(asked.prompts),
+        stored=str(stored).removeprefix("torch."),
+        figures=figures,
+        limits=allowed,
+        files=weight_files(folder),
+        versions=versions(),
+        **known,
+    )
+
+
+def reading_of(model: nn.Module, run: Run, task: Task, source: str) -> Reading:
+    """How a stranger opens what comes of this model."""
+    plain = plain_model(model)
+    embedding = plain.get_input_embeddings().weight
+    return Reading(
+        auto_class=task.model_class().__name__,
+        base=source,
+        revision=run.model.revision,
+        trust_remote_code=run.model.trust_remote_code,
+        dtype=str(plain.config.dtype or embedding.dtype).removeprefix("torch."),
+        strategy=run.strategy.model_dump(mode="json"),
+        labels=dict(plain.config.id2label) if "id2label" in task.model_options() else {},
+        padding=plain.config.get_text_config().pad_token_id,
+        vocabulary=len(embedding) if run.model.add_tokens else None,
+    )
+
+
+def card_of(
+    exporter: Exporter, run: Run, task: Task, folder: Path, reading: Reading, metrics: Mapping[str, float]
+) -> Card:
+    settings = run.model_dump(mode="json", exclude={"model", "task", "strategy", "data", "out", "resume", "verbose"})
+    return Card(
+        name=f"{Path(reading.base).name}-{task.name}-{run.strategy.name}",
+        base=reading.base,
+        revision=reading.revision,
+        kind=exporter.name,
+        task=task.model_dump(mode="json"),
+        strategy=run.strategy.model_dump(mode="json"),
+        settings=settings,
+        data=run.data.model_dump(mode="json", exclude={"cache"}),
+        metrics=metrics,
+        versions=versions(),
+        example=exporter.example(folder.name, reading),
+    )
+
+
+def emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Rename; an earlier export of that name goes only once the new one is complete."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_run(file: Path) -> Run:
+    """The settings with which the run began."""
+    if not file.is_file():
+        raise ConfigError(f"{file.parent} is no run's folder: it has no {file.name}")
+    tree, wrong = yaml.load(file)
+    settled = Settled(Run, [layer(tree, str(file))])
+    if wrong or settled.problems:
+        raise ConfigError([*wrong, *settled.problems])
+    try:
+        return Run.model_validate(settled.tree)
+    except ValidationError as problem:
+        raise ConfigError(f"{file} does not describe a run: {problem}") from problem
+
+
+def read_exporter(to: str | Exporter) -> Exporter:
+    if isinstance(to, Exporter):
+        return to
+    try:
+        exporter: Exporter = Exporter.model_validate(to)
+    except ValidationError as problem:
+        raise ConfigError(f"--to {to}: {problem.errors()[0]['msg']}") from None
+    return exporter
+
+
+def check_fits(exporter: Exporter, strategy: Strategy) -> None:
+    if exporter.needs_adapter and not strategy.makes_adapter:
+        raise ConfigError(
+            f"--to {exporter.name}: --strategy {strategy.name} makes no adapter; export it with --to merged"
+        )
+
+
+def find_checkpoint(folder: RunFolder, wanted: str | None) -> Path:
+    """The folder of the newest checkpoint, or of the step that is named (`100` or `step-000100`)."""
+    steps = folder.checkpoint_steps()
+    if not steps:
+        raise CheckpointError(f"{folder.path} has no complete checkpoint to export")
+    if wanted is None:
+        return folder.checkpoint(steps[-1])
+    number = wanted.removeprefix("step-")
+    if not number.isdigit() or int(number) not in steps:
+        raise ConfigError(f"--checkpoint {wanted}: {folder.path} has no such step; it has {', '.join(map(str, steps))}")
+    return folder.checkpoint(int(number))
+
+
+def open_run(run: Run) -> tuple[Base, Task, list[Batch]]:
+    """The base, the task with what it learnt from the training rows (its labels), and held-out rows."""
+    source = find(run.model, run.data.cache)
+    processor = load_processor(run.model, source)
+    context = context_limit(configure(run.model, run.task, source))
+    prepared = prepare(run.data, run.task, processor, context, run.seed)
+    base = load(run.model, prepared.task, run.strategy, dtype_of(run), run.seed, run.data.cache)
+    store = prepared.validation or prepared.test or prepared.train
+    found = evaluation_batches(store, prepared.task, base.processor, 2, 1, 0, ROWS)
+    return base, prepared.task, [batch for _, batch in found]
+
+
+def dtype_of(run: Run) -> torch.dtype:
+    """The format that training loaded the base in."""
+    if run.precision == "auto":
+        return DTYPES[choose_precision("auto", read_config(run.deepspeed))]
+    return DTYPES[run.precision]
+
+
+def put_trained(model: nn.Module, trained: Mapping[str, Tensor]) -> None:
+    """Put a checkpoint's fp32 weights into the adapted model; CheckpointError if they are not this model's."""
+    parameters = dict(model.named_parameters())
+    strange = sorted(trained.keys() - parameters.keys())
+    lacking = sorted(name for name, parameter in parameters.items() if parameter.requires_grad and name not in trained)
+    misfit = sorted(
+        name for name in trained.keys() & parameters.keys() if trained[name].shape != parameters[name].shape
+    )
+    for what, names in (("unknown to the model", strange), ("missing", lacking), ("of another shape", misfit)):
+        if names:
+            raise CheckpointError(
+                f"the checkpoint does not fit the model: {len(names)} weights {what}, such as {names[0]}"
+            )
+    for name, value in trained.items():
+        parameters[name].data = value.to(parameters[name].device)
+
+
+def check_base(checkpoint: Path, base: Base) -> str:
+    """The base's fingerprint; CheckpointError if the checkpoint was trained on other weights."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    expected = manifest.get("base", {}).get("fingerprint")
+    if expected and expected != base.fingerprint:
+        raise CheckpointError(f"{checkpoint} was trained on other weights than those now in {base.source}")
+    return base.fingerprint
+
+
+def newest_metrics(folder: RunFolder) -> dict[str, float]:
+    """The numbers of the run's last evaluation."""
+    if not folder.metrics.is_file():
+        return {}
+    rows = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
+    scored = [row for row in rows if "split" in row]
+    if not scored:
+        return {}
+    numbers = {name: value for name, value in scored[-1].items() if isinstance(value, (int, float)) and name != "step"}
+    return {f"{scored[-1]['split']} {name}": value for name, value in numbers.items()}
+
+
+def show(certificate: Certificate, folder: Path) -> None:
+    """A short table on the terminal."""
+    Console(file=terminal(), highlight=False).print(summary(certificate, folder))
+
+
+def summary(certificate: Certificate, folder: Path) -> Table:
+    figures, allowed = certificate.figures, certificate.limits
+    table = Table("compared with the trained model", "found", "allowed", title=str(folder), title_justify="left")
+    table.add_row(
+        "error of the logits, in parts of their size", f"{figures.relative_error:.2g}", f"{allowed.relative_error:.2g}"
+    )
+    table.add_row("KL divergence (nats)", f"{figures.kl:.2g}", f"{allowed.kl:.2g}")
+    table.add_row(
+        "largest difference of a logit",
+        f"{figures.max_difference:.2g}",
+        f"{allowed.max_difference * figures.scale:.2g}",
+    )
+    table.add_row("same likeliest class", f"{figures.top1:.1%}", "where it is clear: all")
+    if figures.same_text is not None:
+        least = f"at least {allowed.same_text:.0%}" if allowed.same_text is not None else "any"
+        table.add_row("same greedy text", f"{figures.same_text:.0%} of {certificate.prompts}", least)
+    files = len(certificate.files)
+    table.caption = (
+        f"{certificate.positions} positions of {certificate.rows} held-out rows; {files} files in {certificate.stored}"
+    )
+    return table
