@@ -176,9 +176,8 @@ def _full_state(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor | 
     from deepspeed.utils import safe_get_full_optimizer_state
 
     if engine.zero == 0:
-        return engine.torch_optimizer.state[parameter].get(
-            kind
-        )  # Adafactor keeps other kinds of vectors than of matrices
+        # Adafactor keeps other kinds of vectors than of matrices.
+        return cast("Tensor | None", engine.torch_optimizer.state[parameter].get(kind))
     return cast(Tensor, safe_get_full_optimizer_state(parameter, kind))
 
 

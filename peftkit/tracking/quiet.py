@@ -153,8 +153,11 @@ def _originals() -> list[TextIO]:
 def _stream_handlers() -> list[logging.StreamHandler[TextIO]]:
     loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
     handlers = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
+    # Some have a stream that follows sys.stderr by itself, and cannot be set (transformers' own).
     return [
-        one for one in handlers if isinstance(one, logging.StreamHandler) and not isinstance(one, logging.FileHandler)
+        one
+        for one in handlers
+        if isinstance(one, logging.StreamHandler) and not isinstance(one, logging.FileHandler) and "stream" in vars(one)
     ]
 
 
