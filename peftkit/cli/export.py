@@ -6,6 +6,7 @@ from pathlib import Path
 
 from peftkit.cli.words import Parser
 from peftkit.errors import ConfigError
+from peftkit.registry import did_you_mean
 
 
 def run(words: list[str]) -> int:
@@ -21,7 +22,19 @@ def run(words: list[str]) -> int:
         return int(after_help.code or 0)
     if not (asked.run / "config.yaml").is_file():
         raise ConfigError(f"{asked.run} is no run's folder: it has no config.yaml")
+    _check_exporter(asked.to)
     from peftkit.flows.export import export
 
-    export(asked.run, to=asked.to, checkpoint=asked.checkpoint)
+    export(asked.run, to=asked.to, checkpoint=asked.checkpoint, verbose=asked.verbose)
     return 0
+
+
+def _check_exporter(name: str) -> None:
+    """Refuse a misspelt name before torch is imported."""
+    from peftkit.exporters import Exporter
+
+    known = Exporter.registry
+    if name not in known:
+        raise ConfigError(
+            f"--to: no exporter is named {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}"
+        )

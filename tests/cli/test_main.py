@@ -202,6 +202,14 @@ def test_choices_lists_every_registry(capsys):
             assert re.search(rf"^{name}( \(default\))?  +\w", text, flags=re.MULTILINE), (path, name)
 
 
+def test_a_misspelt_exporter_is_refused_lightly(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    code = "from peftkit.cli.main import main; main(); print('torch' in sys.modules, file=sys.stderr)"
+    told = start("export", str(tmp_path), "--to", "megred", code=code).stderr.splitlines()
+    assert told[0].startswith("peftkit: wrong settings: --to: no exporter is named 'megred' (did you mean 'merged'?)")
+    assert told[1] == "False"
+
+
 def test_choices_of_one_family(capsys):
     assert cli.main(["choices", "schedule"]) == 0
     text = capsys.readouterr().out
