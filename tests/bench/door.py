@@ -24,7 +24,8 @@ def main(turns: int) -> None:
     peftkit = str(Path(sys.executable).with_name("peftkit"))
     commands = {name: [peftkit, *words] for name, words in SAID.items()}
     with tempfile.TemporaryDirectory(prefix="door-") as folder:
-        print(table(in_turns(commands, turns, Path(folder), codes=(0, 2))))
+        costs = in_turns(commands, turns, Path(folder), codes=(0, 2))
+    print(table(costs, {"wall": "wall seconds", "cpu": "CPU seconds", "peak_mb": "peak MB"}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The peer of first_step.py: one LoRA step as anyone would write it with transformers' Trainer and PEFT.
 
-python tests/bench/plain_step.py MODEL ROWS.jsonl FOLDER
+python tests/bench/plain_step.py MODEL ROWS.jsonl FOLDER      writes FOLDER/trained when the step is done
 """
 
 import json
@@ -44,3 +44,5 @@ trainer = Trainer(
     data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
 )
 trainer.train()
+Path(FOLDER).mkdir(parents=True, exist_ok=True)
+(Path(FOLDER) / "trained").write_text("1\n")
