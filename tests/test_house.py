@@ -28,7 +28,7 @@ FLOORS = {
 Inside a function a room's lower files may call its upper ones: `engine.optim` (3) makes what `engine.torch_optim` (5) has.
 """
 
-BESIDE = {("evaluation", "engine"), ("exporters", "strategies")}
+BESIDE = {("evaluation", "engine"), ("evaluation", "models"), ("exporters", "strategies")}
 """Rooms of one floor of which the first may look into the second, never the other way round."""
 
 LIGHT = {*sys.stdlib_module_names, "pydantic", "pydantic_core", "yaml", "rich", "peftkit"}
