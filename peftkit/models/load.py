@@ -10,6 +10,7 @@ import hashlib
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def _read(
         model, report = task.model_class().from_pretrained(
             source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **words
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as problem:
+    except (OSError, ValueError, ImportError, RuntimeError, UnpicklingError) as problem:
         raise ModelError(f"--model {source} cannot be loaded: {problem}") from problem
     resized = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
     return model, _made_anew(model, set(report["missing_keys"]), resized, source)
@@ -193,7 +194,9 @@ def _set_up(model: PreTrainedModel, processor: Any, settings: Model) -> None:
             config.pad_token_id = pad  # decoders that classify look for the last token before the padding
     if settings.gradient_checkpointing:
         try:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # Older versions of transformers have the second name only.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         except ValueError as problem:
             raise ModelError(f"--model.gradient_checkpointing: {problem}") from problem
     model.train()  # from_pretrained returns it in evaluation mode
