@@ -1,0 +1,24 @@
+"""For all tests: nothing is read from or written to the user's own cache, and one thread a process, as its workers have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: two threads that spin on a shared core are slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if "PEFTKIT_TEST_CACHE" in os.environ:  # a folder that outlives the session: converted models
+        folder = Path(os.environ["PEFTKIT_TEST_CACHE"])
+    else:
+        folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTKIT_CACHE", str(folder))
+        yield
