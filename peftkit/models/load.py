@@ -62,9 +62,10 @@ def load(
     _check_vocabulary(config, processor, settings)
     if Path(source).is_dir():
         check_weights(Path(source))
+    blank = _blank(settings, task, config, dtype)
+    _check_attention(blank, task)
     set_seed(seed)
-    model, fresh = _read(settings, task, strategy, dtype, source, config)
-    _check_attention(model, task)
+    model, fresh = _read(settings, task, strategy, dtype, source, config, blank)
     set_seed(seed)
     fresh |= _grow(model, processor, settings)
     _set_up(model, processor, settings)
@@ -113,11 +114,17 @@ def fingerprint(settings: Model, source: str, cache: Path | None = None) -> str:
 
 
 def _read(
-    settings: Model, task: Task, strategy: Strategy, dtype: torch.dtype, source: str, config: Any
+    settings: Model,
+    task: Task,
+    strategy: Strategy,
+    dtype: torch.dtype,
+    source: str,
+    config: Any,
+    blank: PreTrainedModel,
 ) -> tuple[PreTrainedModel, set[str]]:
     words = hub_words(settings, source) | _attention(settings) | strategy.loading(dtype)
     if "quantization_config" in words:
-        _keep_head_whole(words["quantization_config"], _blank(settings, task, config, dtype))
+        _keep_head_whole(words["quantization_config"], blank)
     if not Path(source).is_dir():
         words["use_safetensors"] = True  # a pickle from elsewhere is read by nobody
     try:
@@ -126,8 +133,17 @@ def _read(
         )
     except (OSError, ValueError, ImportError, RuntimeError, UnpicklingError) as problem:
         raise ModelError(f"--model {source} cannot be loaded: {problem}") from problem
+    _keep_fixed(model, blank)
     resized = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
     return model, _made_anew(model, set(report["missing_keys"]), resized, source)
+
+
+def _keep_fixed(model: PreTrainedModel, blank: PreTrainedModel) -> None:
+    """from_pretrained lets every weight train, also sinusoidal positions, which the architecture holds fixed."""
+    fixed = {name for name, parameter in blank.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in fixed:
+            parameter.requires_grad_(False)
 
 
 def _made_anew(model: PreTrainedModel, missing: set[str], resized: set[str], source: str) -> set[str]:
@@ -204,9 +220,15 @@ def _set_up(model: PreTrainedModel, processor: Any, settings: Model) -> None:
 
 def _blank(settings: Model, task: Task, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     kind = task.model_class()
+    words = {"dtype": dtype, **_attention(settings)}
+    if hasattr(kind, "from_config"):  # an Auto class
+        words["trust_remote_code"] = settings.trust_remote_code
     make = getattr(kind, "from_config", None) or kind._from_config
-    with whole_weights(), torch.device("meta"):
-        return make(deepcopy(config), dtype=dtype, **_attention(settings))
+    try:
+        with whole_weights(), torch.device("meta"):
+            return make(deepcopy(config), **words)
+    except (ImportError, ValueError) as problem:  # an attention kernel that is not there, or not for this model
+        raise ModelError(f"--model cannot be made as asked: {problem}") from problem
 
 
 def _quantise(model: PreTrainedModel, loading: dict[str, Any], dtype: torch.dtype) -> None:

@@ -109,6 +109,17 @@ def test_a_head_inside_a_composed_model_is_found() -> None:
     assert [stack.side for stack in stacks(model)] == ["encoder", "decoder"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "norm", "part"),
+    [
+        ("OPTForCausalLM", "OPTConfig", "model.decoder.final_layer_norm.weight", "after"),  # registered before them
+        ("BartForConditionalGeneration", "BartConfig", "model.encoder.layernorm_embedding.weight", "embeddings"),
+    ],
+)
+def test_norms_are_placed_by_the_flow_of_data(kind: str, config: str, norm: str, part: str) -> None:
+    assert places(bigger(kind, config))[norm].part == part
+
+
 @pytest.mark.parametrize("kind", ["bert", "t5", "llama"])
 def test_a_bare_model_has_no_head(kind: str) -> None:
     assert head_paths(tiny(kind, head="base")) == []
