@@ -1,0 +1,65 @@
+"""README.md is right: its tables of choices are the registries', its flags and files exist, its commands are the scripts'.
+
+python -m tests.test_readme       writes the tables anew
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from peftkit.cli.choices import families
+from peftkit.cli.help import first_sentence
+from peftkit.config.flags import flags
+from peftkit.config.run import Run
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+TABLES = re.compile(
+    r"(?<=<!-- choices: written by `python -m tests.test_readme` -->\n).*?(?=<!-- end of choices -->)", re.DOTALL
+)
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    block = README.read_text().split("```")[1]
+    commands = [line.split()[0] for line in block.strip().splitlines()]
+    assert commands == ["./launch/quickstart.sh", "./launch/test.sh"]
+    assert all(os.access(ROOT / command, os.X_OK) for command in commands)
+
+
+def test_its_tables_are_the_registries() -> None:
+    found = TABLES.search(README.read_text())
+    assert found and found[0] == tables(), "run: python -m tests.test_readme"
+
+
+def test_its_flags_are_settings() -> None:
+    known = {"--" + ".".join(flag.path) for flag in flags(Run, {})}
+    known |= {f"--{name}" for name in Run.model_fields} | {"--data.train", "--batch.total"}
+    known |= {"--help", "--dry-run", "--config", "--to", "--num_accelerators", "--nproc-per-node", "--strategy.rank"}
+    known |= {"--optm.lr"}  # misspelt, to show what happens
+    assert not set(re.findall(r"--[a-z][\w.-]*", README.read_text())) - known
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_files_that_are_named_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"(?<![\w/])(?:peftkit|tests|launch|ds_configs|\.ci)/[\w./-]*\w", text))
+    example = {path for path in named if "bitfit" in path}
+    assert not [path for path in sorted(named - example) if not (ROOT / path).exists()]
+
+
+def tables() -> str:
+    """A table for each family of choices."""
+    blocks = []
+    for kind, family in families().items():
+        rows = [(name, first_sentence(family.registry[name].__doc__)) for name in family.registry]
+        lines = [f"| `{name}`{' (default)' if name == family.default else ''} | {text} |" for name, text in rows]
+        blocks.append("\n".join([f"| {kind} | {first_sentence(family.__doc__)} |", "| --- | --- |", *lines]))
+    return "\n" + "\n\n".join(blocks) + "\n\n"
+
+
+if __name__ == "__main__":
+    README.write_text(TABLES.sub(lambda _: tables(), README.read_text()))
