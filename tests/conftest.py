@@ -15,10 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if "PEFTKIT_TEST_CACHE" in os.environ:  # a folder that outlives the session: converted models
-        folder = Path(os.environ["PEFTKIT_TEST_CACHE"])
-    else:
-        folder = tmp_path_factory.mktemp("cache")
+    kept = os.environ.get("PEFTKIT_TEST_CACHE")  # a folder that outlives the session: converted models
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTKIT_CACHE", str(folder))
         yield

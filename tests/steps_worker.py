@@ -32,7 +32,8 @@ def case(name: str, run: Run, world: World, out: Path) -> None:
     job = make_job(run, world)
     engine = open_at(job, 0, None)
     rows = []
-    for engine, step in all_steps(job, engine, Progress()):  # noqa: B020
+    for current, step in all_steps(job, engine, Progress()):
+        engine = current
         rows.append(step.row())
     validation = job.prepared.validation
     numbers = score(engine, job.evaluation(validation, None), job.run.task, job.metrics, world) if validation else {}

@@ -65,7 +65,8 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
     if run.eval.before and not progress.step:
         evaluate(job, engine, "validation", progress, teller)
     teller.start(job.steps, progress.step)
-    for engine, step in all_steps(job, engine, progress):  # noqa: B020  (a stage of unfreezing opens another engine)
+    for current, step in all_steps(job, engine, progress):
+        engine = current  # a stage of unfreezing opens another one
         teller.step(step.row())
         better = evaluates(job, step.step) and evaluate(job, engine, "validation", progress, teller)
         last = step.step == job.steps or gives_up(run, progress)
