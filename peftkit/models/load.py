@@ -89,17 +89,23 @@ def skeleton(
 
 
 def fresh_in(skeleton: nn.Module, source: str) -> tuple[str, ...]:
-    """What a load of the folder `source` would make anew: the skeleton's parameters after its layers that the files lack."""
+    """What a load of the folder `source` would make anew: parameters after the layers that its files lack, or of another shape.
+
+    Embeddings of added tokens that fit into the vocabulary as it is are not seen here.
+    """
     files = [file for file in weight_files(Path(source)) if file.suffix == ".safetensors"]
     known = {name: shape for file in files for name, shape in shapes(file).items()}
     where = places(skeleton)
-    return tuple(
-        name
-        for name, parameter in skeleton.named_parameters()
-        if known and where[name].part in ("after", "head")
+
+    def is_fresh(name: str, shape: tuple[int, ...]) -> bool:
         # A base model alone is stored without the prefix that it has under a head.
-        if tuple(parameter.shape) not in (known.get(name), known.get(name.partition(".")[2]))
-    )
+        stored = known.get(name, known.get(name.partition(".")[2]))
+        if where[name].part == "embeddings":
+            return stored not in (None, shape)
+        return where[name].part != "layer" and stored != shape
+
+    parameters = skeleton.named_parameters() if known else ()
+    return tuple(name for name, parameter in parameters if is_fresh(name, tuple(parameter.shape)))
 
 
 def fingerprint(settings: Model, source: str, cache: Path | None = None) -> str:

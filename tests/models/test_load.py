@@ -125,6 +125,8 @@ def test_added_tokens_grow_the_embeddings_and_train(family: str, tied: bool, tmp
     assert {id(dict(base.model.named_parameters())[name]) for name in base.fresh} == {id(inner), id(outer)}
     assert_close(inner[:VOCABULARY], tiny(family).get_input_embeddings().weight)
     assert base.model(input_ids=torch.tensor([[5, GROWN - 1]])).logits.shape == (1, 2, GROWN)
+    settings = Model(path=base.source, add_tokens=NEW)
+    assert fresh_in(skeleton(settings, CAUSAL, Full(), torch.float32), base.source) == base.fresh
 
 
 def test_added_tokens_that_fit_leave_the_size(tmp_path: Path) -> None:
