@@ -22,7 +22,7 @@ main() {
     local launcher=(deepspeed --quiet --num_accelerators "$PROCESSES" --master_port "$(free_port)")
     show 1 "train" "${launcher[@]}" "$ROOT/launch/train.py" --out "$RUN" "${SETTINGS[@]}"
     show 2 "merge, export and verify" peftkit export "$RUN" --to merged
-    show 3 "the same questions before and after" python -m peftkit.flows.show_before_after "$RUN"
+    show 3 "the same questions before and after" peftkit compare "$RUN"
     tell_where
 }
 

@@ -17,6 +17,7 @@ from peftkit.registry import did_you_mean
 COMMANDS = {
     "train": ("train", "Fine-tune a model; `peftkit train --help` lists the settings."),
     "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
+    "compare": ("compare", "Answer held-out prompts with the base and with the tuned model."),
     "data show": ("data", "Show rows as the model will see them, targets coloured."),
     "choices": ("choices", "List every strategy, task, metric, optimizer, schedule, ..."),
     "version": ("version", "Show the versions of peftkit and of what it stands on."),

@@ -102,6 +102,7 @@ def make_job(run: Run, world: World) -> Job:
     config = fill(raw, plan_of(run, world.processes, precision))
     guard = zero3_guard(config)
     base = load(run.model, run.task, run.strategy, DTYPES[precision], run.seed, run.data.cache)
+    base.model.config.use_cache = False  # training keeps no keys and values for a next token
     seed_all(run.seed)  # the same on every process: what is made now (adapters) must be
     model = run.strategy.adapt(base.model, base.fresh)
     depths = depth_of(model) if run.optim.layer_decay != 1 else {}

@@ -92,6 +92,11 @@ class Console:
         """Something that is probably not meant so."""
         self._print(Text("warning: ", style="yellow").append(text, style="default"))
 
+    def show(self, *what: RenderableType) -> None:
+        """Anything that rich can print."""
+        for one in what:
+            self._print(one)
+
     def summary(self, pairs: Pairs, next_commands: Sequence[str] = ()) -> None:
         """What came of it, where it lies, and what to type next."""
         self._stop()
