@@ -42,17 +42,42 @@ class Adapter(Exporter, name="adapter"):
         return opened
 
     def example(self, folder: str, reading: Reading) -> str:
-        grow = f"base.resize_token_embeddings({reading.vocabulary})  # for the added tokens\n"
-        labels = f", num_labels={len(reading.labels)}" if reading.labels else ""
-        labels += f", pad_token_id={reading.padding}" if reading.labels and reading.padding is not None else ""
-        return (
-            "from peft import PeftModel\n"
-            f"from transformers import AutoTokenizer, {reading.auto_class}\n\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
-            f'base = {reading.auto_class}.from_pretrained("{reading.base}"{labels})\n'
-            f"{grow if reading.vocabulary else ''}"
-            f'model = PeftModel.from_pretrained(base, "{folder}")'
+        words = [f'"{reading.base}"']
+        if reading.labels:
+            words += [f"num_labels={len(reading.labels)}", f"pad_token_id={reading.padding}"]
+        bits = four_bits(reading)
+        grow = (
+            [f"base.resize_token_embeddings({reading.vocabulary})  # for the added tokens"]
+            if reading.vocabulary
+            else []
         )
+        lines = [
+            "from peft import PeftModel",
+            f"from transformers import AutoTokenizer, {reading.auto_class}{', BitsAndBytesConfig' if bits else ''}",
+            "",
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+            *bits,
+            f"base = {reading.auto_class}.from_pretrained({', '.join([*words, *(['quantization_config=bits'] if bits else [])])})",
+            *grow,
+            f'model = PeftModel.from_pretrained(base, "{folder}")',
+        ]
+        return "\n".join(lines)
+
+
+def four_bits(reading: Reading) -> list[str]:
+    """The lines that make the quantisation's configuration: the adapter belongs to the 4-bit base."""
+    settings = reading.strategy
+    if "quant_type" not in settings:
+        return []
+    return [
+        "bits = BitsAndBytesConfig(",
+        "    load_in_4bit=True,",
+        f"    bnb_4bit_quant_type={settings['quant_type']!r},",
+        f"    bnb_4bit_use_double_quant={settings['double_quant']},",
+        f'    bnb_4bit_compute_dtype="{reading.dtype}",',
+        f"    llm_int8_skip_modules={list(reading.unquantised)!r},",
+        ")",
+    ]
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -92,6 +117,8 @@ def open_base(reading: Reading) -> Any:
 
     dtype = getattr(torch, reading.dtype)
     options: dict[str, Any] = Strategy.model_validate(reading.strategy).loading(dtype)
+    if "quantization_config" in options:
+        options["quantization_config"].llm_int8_skip_modules = list(reading.unquantised)
     if reading.labels:
         options |= {"num_labels": len(reading.labels), "id2label": reading.labels, "pad_token_id": reading.padding}
         options["ignore_mismatched_sizes"] = True  # the base may have a head of its own; the adapter's takes its place

@@ -29,6 +29,8 @@ class Reading:
     """The format that the base was loaded in."""
     strategy: dict[str, Any] = field(default_factory=dict)
     """The strategy's settings: they say whether the base is loaded in 4 bits."""
+    unquantised: tuple[str, ...] = ()
+    """Linear layers of a 4-bit base that are not in 4 bits (its head)."""
     labels: dict[int, str] = field(default_factory=dict)
     """A classifier's labels by number; a base that has no head yet must be told."""
     padding: int | None = None
@@ -42,7 +44,7 @@ class Reading:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         labels = {int(number): label for number, label in values["labels"].items()}
-        return cls(**{**values, "labels": labels})
+        return cls(**{**values, "labels": labels, "unquantised": tuple(values["unquantised"])})
 
 
 class Exporter(Choice, kind="exporter", default="merged"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from transformers.integrations import deepspeed
 
 from peftkit.config import yaml
 from peftkit.config.run import Run
 from peftkit.config.settle import Settled, layer
 from peftkit.data.batches import evaluation_batches
-from peftkit.data.prepare import prepare
 from peftkit.engine.checkpoint import read_trained
 from peftkit.engine.ds_config import read_config
 from peftkit.engine.open import DTYPES, choose_precision
@@ -39,13 +40,13 @@ from peftkit.evaluation.verify import (
 from peftkit.exporters import Exporter
 from peftkit.exporters.base import Reading
 from peftkit.exporters.card import Card, model_card
-from peftkit.models.configure import configure, context_limit
-from peftkit.models.load import Base, find, load, load_processor
+from peftkit.flows.job import prepare_data
+from peftkit.models.load import Base, load
 from peftkit.run_folder import RunFolder
 from peftkit.strategies import Strategy
-from peftkit.tasks import Task
+from peftkit.strategies.qlora import unquantised_layers
 from peftkit.tasks.base import Batch
-from peftkit.tracking.quiet import chatter_to, terminal
+from peftkit.tracking.quiet import chatter_to, is_active, terminal
 
 ROWS = 16
 """Held-out rows that the export is compared on."""
@@ -63,12 +64,13 @@ def export(
     exporter = read_exporter(to)
     check_fits(exporter, run.strategy)
     trained_in = find_checkpoint(folder, checkpoint)
-    with chatter_to(folder.logs / "export.log", verbose):
-        base, task, batches = open_run(run)
+    # Inside a training's own `chatter_to` there is nothing left to divert.
+    with chatter_to(folder.logs / "export.log", verbose or is_active()), whole_weights():
+        run, base, batches = open_run(run)
         model = run.strategy.adapt(base.model, base.fresh)
         put_trained(model, read_trained(trained_in))
         certificate = export_trained(
-            exporter, model, base.processor, run, task, batches, folder.export(exporter.name),
+            exporter, model, base.processor, run, batches, folder.export(exporter.name),
             source=base.source, fingerprint=check_base(trained_in, base),
             step=int(trained_in.name.rpartition("-")[2]), metrics=newest_metrics(folder),
         )  # fmt: skip
@@ -81,7 +83,6 @@ def export_trained(
     model: nn.Module,
     processor: Any,
     run: Run,
-    task: Task,
     batches: Sequence[Batch],
     folder: Path,
     *,
@@ -93,20 +94,21 @@ def export_trained(
     """Write the adapted `model` to `folder`, compare it there with `model`, and certify it.
 
     The folder appears when all is done; on any error nothing is left. `model` holds its trained weights whole (under
-    ZeRO-3: gathered); only an exporter with `keeps_model` leaves it usable. `source` is what `load` found the base in.
+    ZeRO-3: gathered); only an exporter with `keeps_model` leaves it usable. `run.task` knows its labels, `source` is
+    where `load` found the base.
     """
     check_fits(exporter, run.strategy)
     if not batches:
         raise ExportError("no rows to compare the export on; give --data.validation")
-    reading = reading_of(model, run, task, source)
-    asked = question(model, task, batches)
+    reading = reading_of(model, run, source)
+    asked = question(model, run.task, batches)
     expected = answer(model, asked)
     device = next(model.parameters()).device.type
     partial = emptied(folder.with_name(f"{folder.name}.partial"))
     try:
         exporter.write(model, run.strategy, partial, reading)
         processor.save_pretrained(partial)
-        card = card_of(exporter, run, task, folder, reading, metrics or {})
+        card = card_of(exporter, run, folder, reading, metrics or {})
         (partial / "README.md").write_text(model_card(card), encoding="utf-8")
         known = {"base": source, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
         certificate = certify(exporter, partial, reading, asked, expected, device, known)
@@ -128,9 +130,10 @@ def certify(
     known: Mapping[str, Any],
 ) -> Certificate:
     """Open the export in a fresh process and compare. Raises ExportError with the figures if it misses a limit."""
+    given = ask_fresh_process(exporter, folder, reading, asked, device)
     stored = stored_format(folder)
     allowed = limits(stored, bool(asked.prompts))
-    figures = compare(expected, ask_fresh_process(exporter, folder, reading, asked, device), allowed)
+    figures = compare(expected, given, allowed)
     missed = problems(figures, allowed)
     if missed:
         raise ExportError(f"the {exporter.name} export is not what was trained, and was removed: {'; '.join(missed)}")
@@ -148,33 +151,32 @@ def certify(
     )
 
 
-def reading_of(model: nn.Module, run: Run, task: Task, source: str) -> Reading:
+def reading_of(model: nn.Module, run: Run, source: str) -> Reading:
     """How a stranger opens what comes of this model."""
     plain = plain_model(model)
     embedding = plain.get_input_embeddings().weight
     return Reading(
-        auto_class=task.model_class().__name__,
+        auto_class=run.task.model_class().__name__,
         base=source,
         revision=run.model.revision,
         trust_remote_code=run.model.trust_remote_code,
         dtype=str(plain.config.dtype or embedding.dtype).removeprefix("torch."),
         strategy=run.strategy.model_dump(mode="json"),
-        labels=dict(plain.config.id2label) if "id2label" in task.model_options() else {},
+        unquantised=tuple(unquantised_layers(model)) if "quant_type" in type(run.strategy).model_fields else (),
+        labels=dict(plain.config.id2label) if "id2label" in run.task.model_options() else {},
         padding=plain.config.get_text_config().pad_token_id,
         vocabulary=len(embedding) if run.model.add_tokens else None,
     )
 
 
-def card_of(
-    exporter: Exporter, run: Run, task: Task, folder: Path, reading: Reading, metrics: Mapping[str, float]
-) -> Card:
+def card_of(exporter: Exporter, run: Run, folder: Path, reading: Reading, metrics: Mapping[str, float]) -> Card:
     settings = run.model_dump(mode="json", exclude={"model", "task", "strategy", "data", "out", "resume", "verbose"})
     return Card(
-        name=f"{Path(reading.base).name}-{task.name}-{run.strategy.name}",
+        name=f"{Path(reading.base).name}-{run.task.name}-{run.strategy.name}",
         base=reading.base,
         revision=reading.revision,
         kind=exporter.name,
-        task=task.model_dump(mode="json"),
+        task=run.task.model_dump(mode="json"),
         strategy=run.strategy.model_dump(mode="json"),
         settings=settings,
         data=run.data.model_dump(mode="json", exclude={"cache"}),
@@ -244,16 +246,25 @@ def find_checkpoint(folder: RunFolder, wanted: str | None) -> Path:
     return folder.checkpoint(int(number))
 
 
-def open_run(run: Run) -> tuple[Base, Task, list[Batch]]:
-    """The base, the task with what it learnt from the training rows (its labels), and held-out rows."""
-    source = find(run.model, run.data.cache)
-    processor = load_processor(run.model, source)
-    context = context_limit(configure(run.model, run.task, source))
-    prepared = prepare(run.data, run.task, processor, context, run.seed)
-    base = load(run.model, prepared.task, run.strategy, dtype_of(run), run.seed, run.data.cache)
+def open_run(run: Run) -> tuple[Run, Base, list[Batch]]:
+    """The run with what its task learnt from the training rows (its labels), the base, and held-out rows."""
+    _, prepared = prepare_data(run)
+    run = run.model_copy(update={"task": prepared.task})
+    base = load(run.model, run.task, run.strategy, dtype_of(run), run.seed, run.data.cache)
     store = prepared.validation or prepared.test or prepared.train
-    found = evaluation_batches(store, prepared.task, base.processor, 2, 1, 0, ROWS)
-    return base, prepared.task, [batch for _, batch in found]
+    found = evaluation_batches(store, run.task, base.processor, 2, 1, 0, ROWS)
+    return run, base, [batch for _, batch in found]
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """At the end of a ZeRO-3 training transformers would still load models in shards, waiting for the other processes."""
+    held = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = held
 
 
 def dtype_of(run: Run) -> torch.dtype:

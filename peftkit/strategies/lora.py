@@ -180,13 +180,14 @@ def adaptable_layers(model: PreTrainedModel, saved: Sequence[str]) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     kinds = (torch.nn.Linear, Conv1D, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    # PEFT compares the ends of names: `classifier` takes in `pre_classifier`.
+    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    return [name for name in layers if not trains_whole(name, model, saved)]
+
+
+def trains_whole(name: str, model: PreTrainedModel, saved: Sequence[str]) -> bool:
+    """Whether PEFT will copy the layer whole. It compares the ends of names: `classifier` takes in `pre_classifier`."""
     ends = (*saved, *SAVED_BY_PEFT.get(task_type(model) or "", ()))
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, kinds) and not any(name.endswith(end) or is_under(name, [end]) for end in ends)
-    ]
+    return any(name.endswith(end) for end in ends) or is_under(name, ends)
 
 
 def matching(target_modules: list[str] | str, names: Sequence[str]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from peftkit.errors import ConfigError
-from peftkit.strategies.lora import Lora
+from peftkit.models.inspect import inner
+from peftkit.strategies.lora import Lora, trains_whole, whole_modules
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +68,10 @@ class Qlora(Lora, name="qlora"):
         that they were loaded in (norms compute in fp32 inside), as in a LoRA run of the same precision.
         """
         guard(model)
-        whole = {name.rpartition(".")[0] for name in fresh}
-        replace_4bit(model, only=[name for name in four_bit_layers(model) if name in whole])
+        saved, direct = whole_modules(model, fresh, self.modules_to_save)
+        layers = {name.rpartition(".")[0] for name in direct}
+        layers |= {name for name in four_bit_layers(model) if trains_whole(name, model, saved)}
+        replace_4bit(model, only=layers)  # packed numbers cannot train
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             # Frozen embeddings give activations without a gradient, which reentrant checkpointing would cut off.
             model.enable_input_require_grads()
@@ -107,6 +110,20 @@ def four_bit_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
 
 
+def unquantised_layers(model: nn.Module) -> list[str]:
+    """Linear layers of an adapted model that are not in 4 bits, by the base's names: what `llm_int8_skip_modules` takes."""
+    from torch import nn
+
+    found = set()
+    for name, module in inner(model)[1].named_modules():
+        own = not any(part in name for part in (".lora_", ".modules_to_save."))
+        if own and isinstance(module, nn.Linear) and getattr(module.weight, "quant_state", None) is None:
+            found.add(
+                name.removesuffix(".base_layer").removesuffix(".original_module").replace(".original_module.", ".")
+            )
+    return sorted(found)
+
+
 def guard(model: nn.Module) -> None:
     """Keep the 4-bit weights as they are.
 
@@ -118,7 +135,7 @@ def guard(model: nn.Module) -> None:
     model.train()
 
 
-def replace_4bit(model: nn.Module, only: Sequence[str] | None = None) -> None:
+def replace_4bit(model: nn.Module, only: Collection[str] | None = None) -> None:
     """Put a plain layer with the dequantised weights in the place of every 4-bit one (of those in `only`)."""
     for name, layer in four_bit_layers(model).items():
         if only is None or name in only:
@@ -163,6 +180,7 @@ def forget_quantization(model: PreTrainedModel) -> None:
     for module in model.modules():
         for name in ("quantization_method", "is_quantized", "is_loaded_in_4bit"):
             module.__dict__.pop(name, None)
+        getattr(module, "config", model.config).__dict__.pop("_is_quantized", None)
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -23,7 +23,9 @@ LINEAR = {"bert": 13, "albert": 8, "gpt2": 8, "llama": 14, "t5": 32, "bart": 32,
 """Linear layers of the tiny models outside their heads."""
 
 
-def merged(family: str, strategy: Lora, fresh: Any = head_of, **config: Any) -> tuple[torch.Tensor, torch.Tensor, nn.Module]:
+def merged(
+    family: str, strategy: Lora, fresh: Any = head_of, **config: Any
+) -> tuple[torch.Tensor, torch.Tensor, nn.Module]:
     """Logits of the trained adapter model, and of the merged one, and that one."""
     model = tiny(family, **config)
     adapted = shake(strategy.adapt(model, fresh(model)))
