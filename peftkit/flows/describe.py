@@ -1,9 +1,7 @@
-"""A run in words: the header before it, the summary behind it, and what `--dry-run` shows. Pure functions of what is known."""
+"""A run in words: the header before it and the summary behind it. Pure functions of what is known."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from peftkit.engine.checkpoint import Progress
@@ -22,7 +20,7 @@ def header_of(job: Job, folder: RunFolder) -> Pairs:
         ("model", f"{job.base.source}  ({parameters(count(job.model))})"),
         ("task", run.task.name),
         ("strategy", f"{run.strategy.name}  ({trainable(count(job.model))})"),
-        ("engine", f"DeepSpeed {zero(job.deepspeed)}, {job.precision}, {processes(job.world.processes)}"),
+        ("engine", engine_words(job.deepspeed, job.precision, job.world.processes)),
         ("batch", batch_words(run.batch.total, run.batch.micro, job.world.processes)),
         ("steps", f"{job.steps}  ({job.epoch} in an epoch of {len(job.prepared.train):,} rows)"),
         ("learning rate", f"{run.optim.lr:g} with {run.optim.name}, {run.schedule.name}"),
@@ -43,23 +41,6 @@ def summary_of(job: Job, folder: RunFolder, progress: Progress) -> tuple[Pairs, 
     return pairs, [f"peftkit export {folder.path} --to merged"]
 
 
-def plan_words(
-    run: Any, precision: str, config: Config, report: list[str], size: Count, rows: int, tokens: int, steps: int
-) -> Pairs:
-    """What `--dry-run` shows."""
-    epochs = steps * run.batch.total / rows
-    return [
-        ("model", parameters(size)),
-        ("strategy", f"{run.strategy.name}  ({trainable(size)})"),
-        ("precision", precision),
-        ("steps", f"{steps} of {run.batch.total} rows  ({epochs:.2f} epochs)"),
-        ("tokens", f"about {round(tokens * epochs):,}"),
-        *[("data", line) for line in report],
-        ("folder", run.out or Path("runs") / "..."),
-        ("DeepSpeed", json.dumps(config, indent=1)),
-    ]
-
-
 def parameters(size: Count) -> str:
     return f"{size.total / 1e6:,.1f}M parameters"
 
@@ -68,9 +49,10 @@ def trainable(size: Count) -> str:
     return f"trains {size.trainable:,} of {size.total:,} parameters, {size.share:.2%}"
 
 
-def zero(config: Config) -> str:
-    """`ZeRO-2, optimizer offloaded`."""
-    return f"ZeRO-{stage_of(config)}" + (", optimizer offloaded" if offloads_optimizer(config) else "")
+def engine_words(config: Config, precision: str, world: int) -> str:
+    """`DeepSpeed ZeRO-2, optimizer offloaded, bf16, 2 processes`."""
+    offload = ", optimizer offloaded" if offloads_optimizer(config) else ""
+    return f"DeepSpeed ZeRO-{stage_of(config)}{offload}, {precision}, {processes(world)}"
 
 
 def processes(number: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from peftkit.config.read import write
@@ -17,7 +19,7 @@ from peftkit.engine.state import capture, load_weights, restore
 from peftkit.engine.world import World, identity, joined
 from peftkit.errors import ConfigError
 from peftkit.evaluation.score import score
-from peftkit.flows.describe import header_of, plan_words, summary_of
+from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
 from peftkit.flows.job import Job, check_settings, make_job, sketch, total_steps
 from peftkit.metrics import Metric
 from peftkit.run_folder import RunFolder, free_folder
@@ -36,8 +38,7 @@ def train(run: Run) -> Path:
     check_settings(run)
     with joined() as world:
         folder = claim(run, world)
-        teller = Teller(world.first)
-        with chatter_to(folder.log(world.process), run.verbose):
+        with closing(Teller(world.first)) as teller, chatter_to(folder.log(world.process), run.verbose):
             job = make_job(run.model_copy(update={"out": folder.path}), world)
             progress = carry_out(job, folder, teller)
     if world.first:
@@ -77,7 +78,6 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
         if last:
             break
     evaluate(job, engine, "test", progress, teller)
-    teller.close()
     return progress
 
 
@@ -174,8 +174,7 @@ def claim(run: Run, world: World) -> RunFolder:
 
 def _claim(run: Run) -> Path | str:
     if run.out is None:
-        base = Path(run.model.path or "SmolLM2-135M-Instruct").name
-        return free_folder(Path("runs") / f"{base}-{run.task.name}-{run.strategy.name}")
+        return default_folder(run)
     if run.resume:
         return run.out
     if RunFolder(run.out).config.exists():
@@ -183,6 +182,11 @@ def _claim(run: Run) -> Path | str:
     if run.out.exists() and (not run.out.is_dir() or {entry.name for entry in run.out.iterdir()} - {"logs"}):
         return f"--out {run.out} holds something else; name a new folder"
     return run.out
+
+
+def default_folder(run: Run) -> Path:
+    base = Path(run.model.path or "SmolLM2-135M-Instruct").name
+    return free_folder(Path("runs") / f"{base}-{run.task.name}-{run.strategy.name}")
 
 
 def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) -> None:
@@ -216,9 +220,18 @@ def dry_run(run: Run) -> None:
     teller = Teller(world.first)
     with chatter_to(None, run.verbose):
         run, precision, config, prepared, size = sketch(run, world.processes)
-    steps = total_steps(run, steps_per_epoch(len(prepared.train), run.batch.total))
-    tokens, rows = sum(prepared.train.lengths), len(prepared.train)
-    teller.header(
-        "this would be done", plan_words(run, precision, config, prepared.report.lines(), size, rows, tokens, steps)
-    )
-    teller.header("with these settings", [("", line) for line in write(run).splitlines()])
+    epoch = steps_per_epoch(len(prepared.train), run.batch.total)
+    steps = total_steps(run, epoch)
+    tokens = round(sum(prepared.train.lengths) * steps / epoch)
+    pairs = [
+        ("model", f"{run.model.path or 'SmolLM2-135M-Instruct'}  ({parameters(size)})"),
+        ("strategy", f"{run.strategy.name}  ({trainable(size)})"),
+        ("engine", engine_words(config, precision, world.processes)),
+        ("batch", batch_words(run.batch.total, run.batch.micro, world.processes)),
+        ("steps", f"{steps}  ({steps / epoch:.2f} epochs, about {tokens:,} tokens)"),
+        ("folder", run.out or default_folder(run)),
+        *[("data", line) for line in prepared.report.lines()],
+    ]
+    teller.header("this would be done", pairs)
+    teller.header("DeepSpeed's configuration", [("", line) for line in json.dumps(config, indent=1).splitlines()])
+    teller.header("all settings", [("", line) for line in write(run).splitlines()])
