@@ -164,6 +164,7 @@ def _stream_handlers() -> list[logging.StreamHandler[TextIO]]:
 def _release(log: TextIO) -> None:
     """Handlers that libraries made meanwhile hold the log, which is about to be closed."""
     for handler in _stream_handlers():
+        vars(handler).pop("flush", None)  # transformers' handler keeps the `flush` of the stderr that it met
         if handler.stream is log:
             handler.setStream(sys.__stderr__ or sys.stderr)
 
