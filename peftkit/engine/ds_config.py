@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,36 @@ def read_config(name: str) -> Config:
         raise ConfigError(f"--deepspeed {path}: not JSON: {problem}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--deepspeed {path}: a DeepSpeed configuration is an object, {{...}}")
-    return content
+    config: Config = _without_nulls(content)
+    problems = list(malformed(config))
+    if problems:
+        raise ConfigError([f"--deepspeed {path}: {problem}" for problem in problems])
+    return config
+
+
+BLOCKS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")
+
+
+def malformed(config: Config) -> Iterator[str]:
+    """What cannot be read as a DeepSpeed configuration, a sentence each. A misspelt key DeepSpeed itself would ignore."""
+    for name in BLOCKS:
+        if not isinstance(config.get(name, {}), dict):
+            yield f"{name} is {config[name]!r}, and has to be an object"
+    known = [*BLOCKS, *FLAGS, "activation_checkpointing", "data_types", "zero_allow_untested_optimizer"]
+    for name in config:
+        near = get_close_matches(name, known, n=1, cutoff=0.85)
+        if near and name not in known:
+            yield f"DeepSpeed knows no {name!r}; did you mean {near[0]!r}?"
+    zero = config.get("zero_optimization")
+    if isinstance(zero, dict) and zero.get("stage", 0) not in range(4):
+        yield f"zero_optimization.stage is {zero['stage']!r}; there are 0, 1, 2 and 3"
+
+
+def _without_nulls(value: Any) -> Any:
+    """A null says what leaving the key out says."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return value
 
 
 @dataclass(frozen=True)
@@ -77,7 +107,14 @@ def stage_of(config: Config) -> int:
 
 def offloads_optimizer(config: Config) -> bool:
     """Whether the optimizer's state lives outside the accelerator."""
-    return bool(config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none")
+    return offload_devices(config)[0] != "none"
+
+
+def offload_devices(config: Config) -> tuple[str, str]:
+    """Where the optimizer's state and the parameters are offloaded to: none, cpu or nvme."""
+    zero = config.get("zero_optimization", {})
+    optimizer, parameters = (zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param"))
+    return str(optimizer), str(parameters)
 
 
 def fill(config: Config, plan: Plan) -> Config:
@@ -93,6 +130,7 @@ def fill(config: Config, plan: Plan) -> Config:
     for section in ("offload_optimizer", "offload_param"):
         if zero.get(section, {}).get("nvme_path") == AUTO:
             zero[section] = {**zero[section], "nvme_path": str(plan.nvme)}
+    zero.update({name: size for name, size in SIZES.items() if zero.get(name) == AUTO})
     filled = {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
     filled["zero_optimization"] = zero
     filled.update(decided(plan))
@@ -121,6 +159,14 @@ def decided(plan: Plan) -> Config:
     }
 
 
+SIZES = {
+    "reduce_bucket_size": 50_000_000,
+    "allgather_bucket_size": 50_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+    "stage3_param_persistence_threshold": 100_000,
+}
+"""What other tools compute from the model where a file says "auto": the sizes in ds_configs/, in elements."""
+
 FLAGS = {
     "train_micro_batch_size_per_gpu": "--batch.micro",
     "gradient_accumulation_steps": "--batch.total / (--batch.micro x processes)",
@@ -140,14 +186,22 @@ def clashes(config: Config, plan: Plan) -> Iterator[str]:
         theirs = config.get(kind, {}).get("enabled", AUTO)
         if theirs != AUTO and bool(theirs) != (plan.precision == kind):
             yield f'--deepspeed: {kind}.enabled is {theirs} there, and --precision is {plan.precision}; write "auto" there'
+    kind = str(config.get("optimizer", {}).get("type", plan.optim.name))
+    if _family(kind) != _family(plan.optim.name):
+        yield f'--deepspeed: optimizer.type is {kind} there, and --optim is {plan.optim.name}; remove the block "optimizer"'
     for block, flag in (("optimizer", "--optim"), ("scheduler", "--schedule")):
         if any(value != AUTO for value in config.get(block, {}).get("params", {}).values()):
-            yield f"--deepspeed: it sets {block}.params, which {flag} decides; remove the block {block!r}"
+            yield f'--deepspeed: it sets {block}.params, which {flag} decides; remove the block "{block}"'
     if not plan.optim.splits and (stage_of(config) or plan.precision != "fp32"):
         yield (
             f"--optim {plan.optim.name} looks at whole matrices, and ZeRO cuts them: its result would change with the number"
             " of processes; use --deepspeed zero0 with --precision fp32, or another --optim"
         )
+
+
+def _family(optimizer: str) -> str:
+    """DeepSpeed's "Adam" decays as AdamW does."""
+    return "adamw" if optimizer.lower() == "adam" else optimizer.lower()
 
 
 def autos(value: Any, path: str = "") -> Iterator[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import nn
 
-from peftkit.engine.ds_config import Config, offloads_optimizer, stage_of
+from peftkit.engine.ds_config import Config, offload_devices, offloads_optimizer, stage_of
 from peftkit.engine.optim import Group, Optimizer, parameter_groups
 from peftkit.errors import ConfigError, ModelError
 
@@ -83,6 +86,10 @@ def ready_deepspeed() -> Any:
     """The library, told which device there is and using the process group that stands."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for one, and says so
+    own = str(Path(sys.executable).parent)
+    if own not in os.environ.get("PATH", "").split(os.pathsep):
+        # What it compiles (offloading) needs the environment's own ninja, also where that was not activated.
+        os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])
     import deepspeed
 
     # The shared-memory collectives of CPU runs would be compiled for a minute on their first use; gloo does their work.
@@ -105,6 +112,35 @@ def choose_precision(wanted: str, config: Config) -> str:
             f"--precision {wanted}: this device ({accelerator.device_name()}) cannot compute in it; it can in {can}"
         )
     return wanted
+
+
+def check_config(config: Config) -> None:
+    """Raise ConfigError for what DeepSpeed refuses in a filled configuration, or what this machine lacks for it."""
+    ready_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    rest = {
+        key: value for key, value in config.items() if key not in ("train_batch_size", "gradient_accumulation_steps")
+    }
+    try:
+        DeepSpeedConfig(rest)  # without its check of the batch, which needs all processes
+    except ValidationError as problem:
+        raise ConfigError([f"--deepspeed: {_told(error)}" for error in problem.errors()]) from None
+    except (DeepSpeedConfigError, AssertionError, ValueError, TypeError, KeyError) as problem:
+        raise ConfigError(f"--deepspeed: DeepSpeed refuses the configuration: {problem}") from None
+    if "nvme" in offload_devices(config) and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ConfigError(
+            "--deepspeed: offloading to NVMe needs DeepSpeed's async_io, which cannot be built here:"
+            " install libaio-dev (or libaio-devel), or offload to the CPU with zero3_offload"
+        )
+
+
+def _told(error: Any) -> str:
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"DeepSpeed knows no {where!r} there"
+    return f"{where} is {error['input']!r}: {error['msg']}"
 
 
 def zero3_guard(config: Config) -> Any:

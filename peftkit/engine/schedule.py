@@ -28,7 +28,8 @@ class Schedule(Choice, kind="schedule", default="cosine"):
 
     def warmup_steps(self, steps: int) -> int:
         """Number of warm-up steps in a run of `steps`."""
-        return min(steps, math.ceil(self.warmup * steps) if self.warmup < 1 else round(self.warmup))
+        share = math.ceil(self.warmup * steps - 1e-9)  # 0.07 of 100 is 7, though the product is 7.000000000000001
+        return min(steps, share if self.warmup < 1 else round(self.warmup))
 
     def after_warmup(self, step: int, steps: int, evals: Sequence[float]) -> float:
         """The same once the warm-up is over: `step` and `steps` count from its end."""

@@ -16,7 +16,7 @@ from peftkit.data.batches import evaluation_batches, steps_per_epoch, training_b
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.data.store import Store
 from peftkit.engine.ds_config import Config, Plan, fill, read_config
-from peftkit.engine.open import DTYPES, choose_precision, zero3_guard
+from peftkit.engine.open import DTYPES, check_config, choose_precision, zero3_guard
 from peftkit.engine.random_state import seed_all
 from peftkit.engine.world import World
 from peftkit.errors import ConfigError
@@ -97,9 +97,7 @@ def make_job(run: Run, world: World) -> Job:
     """Find, check, prepare and load everything, or raise what is wrong with it."""
     _, prepared = prepare_data(run)
     run = run.model_copy(update={"task": prepared.task})
-    raw = read_config(run.deepspeed)
-    precision = choose_precision(run.precision, raw)
-    config = fill(raw, plan_of(run, world.processes, precision))
+    precision, config = engine_config(run, world.processes)
     guard = zero3_guard(config)
     base = load(run.model, run.task, run.strategy, DTYPES[precision], run.seed, run.data.cache)
     base.model.config.use_cache = False  # training keeps no keys and values for a next token
@@ -113,9 +111,7 @@ def sketch(run: Run, processes: int) -> tuple[Run, str, Config, Prepared, Count]
     """The same on the meta device, without weights: for `--dry-run` and plans."""
     source, prepared = prepare_data(run)
     run = run.model_copy(update={"task": prepared.task})
-    raw = read_config(run.deepspeed)
-    precision = choose_precision(run.precision, raw)
-    config = fill(raw, plan_of(run, processes, precision))
+    precision, config = engine_config(run, processes)
     model = skeleton(run.model, run.task, run.strategy, DTYPES[precision], run.data.cache)
     fresh = fresh_in(model, source) if Path(source).is_dir() else ()
     return run, precision, config, prepared, count(run.strategy.adapt(model, fresh))
@@ -127,6 +123,15 @@ def prepare_data(run: Run) -> tuple[str, Prepared]:
     processor = load_processor(run.model, source)
     context = context_limit(configure(run.model, run.task, source))
     return source, prepare(run.data, run.task, processor, context, run.seed)
+
+
+def engine_config(run: Run, processes: int) -> tuple[str, Config]:
+    """The precision, and DeepSpeed's configuration with everything filled in and checked."""
+    raw = read_config(run.deepspeed)
+    precision = choose_precision(run.precision, raw)
+    config = fill(raw, plan_of(run, processes, precision))
+    check_config(config)
+    return precision, config
 
 
 def plan_of(run: Run, processes: int, precision: str) -> Plan:
