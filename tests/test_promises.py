@@ -90,6 +90,9 @@ def trained(data: Path) -> dict[int, Path]:
             for world, micro, zero in SPLITS
             if world == processes
         }
+        if processes == 1:
+            again = settings(data, "chat", "lora", 2, "zero2")
+            cases["checkpointed"] = again | {"model": {"path": again["model"], "gradient_checkpointing": True}}
         folders[processes] = data / f"results-{processes}"
         folders[processes].mkdir()
         listed = data / f"cases-{processes}.json"
@@ -117,6 +120,13 @@ def test_the_step_is_that_of_plain_torch_however_it_is_split(
             torch.testing.assert_close(
                 weight, expected_weights[parameter], rtol=1e-5, atol=1e-5, msg=f"{name} {parameter}"
             )
+
+
+def test_activations_computed_again_change_no_step(trained: dict[int, Path]) -> None:
+    expected = load_file(trained[1] / f"{name_of('chat', 'lora', 2, 'zero2')}.safetensors")
+    found = load_file(trained[1] / "checkpointed.safetensors")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=1e-6)
 
 
 def test_a_score_has_the_same_last_digit_in_any_world(data: Path, tmp_path: Path) -> None:
