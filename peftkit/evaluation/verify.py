@@ -331,7 +331,9 @@ def ask_fresh_process(exporter: Exporter, folder: Path, reading: Reading, asked:
         done = subprocess.run(words, env=own_environment(), capture_output=True, text=True, check=False)
         if done.returncode:
             said = [line for line in done.stderr.strip().splitlines() if line.strip()][-12:]
-            raise ExportError(f"the export in {folder} cannot be opened or run:\n" + "\n".join(said))
+            raise ExportError(
+                f"the export in {folder} cannot be opened or run (exit code {done.returncode}):\n" + "\n".join(said)
+            )
         return read_answer(desk)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftkit.errors import ExportError
-from peftkit.exporters.base import Exporter, Reading
+from peftkit.exporters.base import Exporter, Reading, widen
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,7 +38,9 @@ class Adapter(Exporter, name="adapter"):
         """The base as it was trained on (in 4 bits, if it was), with the adapter on it."""
         from peft import PeftModel
 
-        opened: PreTrainedModel = PeftModel.from_pretrained(open_base(reading), folder)
+        base = open_base(reading)
+        widen(base)  # on a 16-bit base PEFT rounds what trained whole (a head) to 16 bits
+        opened: PreTrainedModel = PeftModel.from_pretrained(base, folder)
         return opened
 
     def example(self, folder: str, reading: Reading) -> str:

@@ -70,3 +70,10 @@ class Exporter(Choice, kind="exporter", default="merged"):
     def example(self, folder: str, reading: Reading) -> str:
         """The Python lines of the model card that open it."""
         raise NotImplementedError
+
+
+def widen(model: nn.Module) -> None:
+    """Cast all weights but packed 4-bit ones to fp32."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.float()

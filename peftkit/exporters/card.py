@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -48,6 +49,16 @@ def model_card(card: Card) -> str:
     parts.append("## Check\n\n" + CHECK)
     parts.append("## Versions\n\n" + _table("Package", "Version", dict(card.versions)))
     return "\n\n".join(parts) + "\n"
+
+
+def licence_of(base: Path) -> str | None:
+    """The licence that the base's own card names, if the base is a folder with a card."""
+    try:
+        head = yaml.safe_load((base / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return None
+    licence = head.get("license") if isinstance(head, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 CHECK = (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftkit.errors import ExportError
-from peftkit.exporters.base import Exporter, Reading
+from peftkit.exporters.base import Exporter, Reading, widen
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,13 +56,6 @@ class Merged(Exporter, name="merged"):
             f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
             f'model = {reading.auto_class}.from_pretrained("{folder}")'
         )
-
-
-def widen(model: nn.Module) -> None:
-    """Cast all weights but packed 4-bit ones to fp32."""
-    for parameter in model.parameters():
-        if not hasattr(parameter, "quant_state"):
-            parameter.data = parameter.data.float()
 
 
 def mend(model: Any) -> None:

@@ -39,7 +39,7 @@ from peftkit.evaluation.verify import (
 )
 from peftkit.exporters import Exporter
 from peftkit.exporters.base import Reading
-from peftkit.exporters.card import Card, model_card
+from peftkit.exporters.card import Card, licence_of, model_card
 from peftkit.flows.job import prepare_data
 from peftkit.models.load import Base, load
 from peftkit.run_folder import RunFolder
@@ -110,7 +110,7 @@ def export_trained(
         processor.save_pretrained(partial)
         card = card_of(exporter, run, folder, reading, metrics or {})
         (partial / "README.md").write_text(model_card(card), encoding="utf-8")
-        known = {"base": source, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
+        known = {"base": reading.base, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
         certificate = certify(exporter, partial, reading, asked, expected, device, known)
         certificate.write(partial)
         put_in_place(partial, folder)
@@ -157,7 +157,7 @@ def reading_of(model: nn.Module, run: Run, source: str) -> Reading:
     embedding = plain.get_input_embeddings().weight
     return Reading(
         auto_class=run.task.model_class().__name__,
-        base=source,
+        base=str(Path(source).absolute()) if Path(source).is_dir() else source,
         revision=run.model.revision,
         trust_remote_code=run.model.trust_remote_code,
         dtype=str(plain.config.dtype or embedding.dtype).removeprefix("torch."),
@@ -182,6 +182,7 @@ def card_of(exporter: Exporter, run: Run, folder: Path, reading: Reading, metric
         data=run.data.model_dump(mode="json", exclude={"cache"}),
         metrics=metrics,
         versions=versions(),
+        licence=licence_of(Path(reading.base)),
         example=exporter.example(folder.name, reading),
     )
 
@@ -320,12 +321,10 @@ def show(certificate: Certificate, folder: Path) -> None:
 def summary(certificate: Certificate, folder: Path) -> Table:
     figures, allowed = certificate.figures, certificate.limits
     table = Table("compared with the trained model", "found", "allowed", title=str(folder), title_justify="left")
+    table.add_row("logits: mean error / their size", f"{figures.relative_error:.2g}", f"{allowed.relative_error:.2g}")
+    table.add_row("logits: KL divergence, nats", f"{figures.kl:.2g}", f"{allowed.kl:.2g}")
     table.add_row(
-        "error of the logits, in parts of their size", f"{figures.relative_error:.2g}", f"{allowed.relative_error:.2g}"
-    )
-    table.add_row("KL divergence (nats)", f"{figures.kl:.2g}", f"{allowed.kl:.2g}")
-    table.add_row(
-        "largest difference of a logit",
+        "logits: largest difference",
         f"{figures.max_difference:.2g}",
         f"{allowed.max_difference * figures.scale:.2g}",
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from peftkit.exporters.card import Card, model_card
+from peftkit.exporters.card import Card, licence_of, model_card
 
 
 def card(**changes: Any) -> Card:
@@ -41,6 +42,13 @@ def test_its_head_is_what_hubs_read() -> None:
 def test_a_licence_is_named_only_if_known() -> None:
     assert "license" not in head(model_card(card()))
     assert head(model_card(card(licence="apache-2.0")))["license"] == "apache-2.0"
+
+
+def test_the_licence_is_the_bases_own(tmp_path: Path) -> None:
+    assert licence_of(tmp_path) is None
+    for text, expected in (("no head", None), ("---\nlicense: mit\n---\n# Base", "mit"), ("---\n[\n---\n", None)):
+        (tmp_path / "README.md").write_text(text)
+        assert licence_of(tmp_path) == expected
 
 
 def test_it_tells_settings_data_metrics_and_versions() -> None:

@@ -16,8 +16,8 @@ from peftkit.errors import ExportError
 from peftkit.exporters import Merged
 from peftkit.exporters.base import Reading
 from peftkit.strategies import Lora
-from tests.tiny import tiny
-from tests.trained import inputs_for, logits, shake
+from tests.tiny import FAMILIES, model_class, tiny
+from tests.trained import head_of, inputs_for, logits, shake
 
 HOW = Reading(auto_class="AutoModelForCausalLM", base="a/base")
 STRATEGY = Lora(rank=4)
@@ -33,6 +33,16 @@ def test_it_opens_with_equal_logits(tmp_path: Path) -> None:
     Merged().write(model, STRATEGY, tmp_path, HOW)
     assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path), inputs_for("llama")), expected)
     assert_close(logits(Merged().open(tmp_path, HOW), inputs_for("llama")), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_architecture_is_saved_whole(family: str, tmp_path: Path) -> None:
+    plain = tiny(family)
+    model = shake(STRATEGY.adapt(plain, head_of(plain)))
+    expected = logits(model, inputs_for(family))
+    how = Reading(model_class(family).__name__, "a/base")
+    Merged().write(model, STRATEGY, tmp_path, how)
+    assert_close(logits(Merged().open(tmp_path, how), inputs_for(family)), expected)
 
 
 def test_shards_are_no_larger_than_asked(tmp_path: Path) -> None:
