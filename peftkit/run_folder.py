@@ -1,10 +1,10 @@
 """What lies where in a run's folder: the one place that knows.
 
-    RUN/config.yaml                      the resolved run; Run -> YAML -> Run is the identity
-    RUN/metrics.jsonl                    a row per step and per evaluation
-    RUN/checkpoints/step-000100/         manifest.json, trained*.safetensors, optimizer*.safetensors, state.json, ...
-    RUN/logs/process-0.log               what libraries said, a file per process
-    RUN/export/adapter/, export/merged/  deployable artifacts, each with its certificate.json
+RUN/config.yaml                      the resolved run; Run -> YAML -> Run is the identity
+RUN/metrics.jsonl                    a row per step and per evaluation
+RUN/checkpoints/step-000100/         manifest.json, trained*.safetensors, optimizer*.safetensors, state.json, ...
+RUN/logs/process-0.log               what libraries said, a file per process
+RUN/export/adapter/, export/merged/  deployable artifacts, each with its certificate.json
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ def run(words: list[str]) -> int:
     parser = Parser("export", "Turn a run into what can be deployed; every export is compared with what was trained.")
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.add_argument("--to", default="merged", help="adapter, merged, ...: see peftkit choices (default: merged)")
-    parser.add_argument("--checkpoint", default=None, help="a step, such as 100 (default: the newest checkpoint)")
+    which = "last, best, or a step such as 100 (default: the run's --checkpoint.final)"
+    parser.add_argument("--checkpoint", default=None, help=which)
     parser.add_argument("--verbose", action="store_true", help="show libraries' messages and tracebacks")
     try:
         asked = parser.parse_args(words)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from peftkit.config.read import chosen, read
-from peftkit.tracking.quiet import chatter_to
 
 
 def run(words: list[str]) -> int:
@@ -17,6 +16,8 @@ def run(words: list[str]) -> int:
             show_settings(chosen([word for word in words if word not in ("--help", "-h")]))
         return 0
     settings = read([word for word in words if word != "--dry-run"])
+    from peftkit.tracking.quiet import chatter_to
+
     with chatter_to(None, settings.verbose):  # libraries speak while they are imported, too
         from peftkit.flows.train import dry_run, train
     if "--dry-run" in words:

@@ -60,7 +60,7 @@ class Saved:
 
     @property
     def progress(self) -> Progress:
-        return Progress(**json.loads((self.folder / "progress.json").read_text()))
+        return read_progress(self.folder)
 
 
 def save(engine: Engine, run: RunFolder, progress: Progress, world: World, base: Mapping[str, str]) -> Path:
@@ -101,10 +101,11 @@ def resume(engine: Engine, saved: Saved, world: World) -> None:
     same_world = saved.manifest["processes"] == world.processes
     own = load_file(saved.folder / _part("process", world.process if same_world else 0, saved.manifest["processes"]))
     local = {name: value for name, value in own.items() if name.startswith("local:")}
-    if local and not same_world:
+    if local and not (same_world and saved.manifest["zero"] == engine.zero):
         raise CheckpointError(
-            f"{saved.folder}: its optimizer's state was cut for {saved.manifest['processes']} processes and cannot be cut for"
-            f" {world.processes}; resume on as many, or train with another --optim"
+            f"{saved.folder}: its optimizer's state was cut for {saved.manifest['processes']} processes at ZeRO stage"
+            f" {saved.manifest['zero']} and cannot be cut for {world.processes} at stage {engine.zero}; resume it on the same,"
+            " or train with another --optim"
         )
     state = State(
         weights=read_trained(saved.folder),
@@ -115,6 +116,11 @@ def resume(engine: Engine, saved: Saved, world: World) -> None:
     restore(engine, state)
     if same_world:
         set_random_state(_prefixed(own, "random:"))
+
+
+def read_progress(folder: Path) -> Progress:
+    """How far the run was when the checkpoint was written."""
+    return Progress(**json.loads((folder / "progress.json").read_text()))
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:

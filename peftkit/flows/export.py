@@ -16,11 +16,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers.integrations import deepspeed
 
-from peftkit.config import yaml
+from peftkit.config.read import load as load_run
 from peftkit.config.run import Run
-from peftkit.config.settle import Settled, layer
 from peftkit.data.batches import evaluation_batches
-from peftkit.engine.checkpoint import read_trained
+from peftkit.engine.checkpoint import read_progress, read_trained
 from peftkit.engine.ds_config import read_config
 from peftkit.engine.open import DTYPES, choose_precision
 from peftkit.errors import CheckpointError, ConfigError, ExportError
@@ -55,15 +54,16 @@ ROWS = 16
 def export(
     run_folder: Path, to: str | Exporter = "merged", checkpoint: str | None = None, verbose: bool = False
 ) -> Path:
-    """Export a checkpoint of a run (its newest, or a step such as "100") to RUN/export/<name>/, and return that folder.
+    """Export a run to RUN/export/<name>/, and return that folder.
 
+    `checkpoint` is "last", "best", or a step such as "100"; left out, what the run's `checkpoint.final` says.
     Raises ExportError, and leaves nothing, if the export is not what was trained.
     """
     folder = RunFolder(run_folder)
     run = read_run(folder.config)
     exporter = read_exporter(to)
     check_fits(exporter, run.strategy)
-    trained_in = find_checkpoint(folder, checkpoint)
+    trained_in = find_checkpoint(folder, checkpoint or run.checkpoint.final)
     # Inside a training's own `chatter_to` there is nothing left to divert.
     with chatter_to(folder.logs / "export.log", verbose or is_active()), whole_weights():
         run, base, batches = open_run(run)
@@ -207,14 +207,7 @@ def read_run(file: Path) -> Run:
     """The settings with which the run began."""
     if not file.is_file():
         raise ConfigError(f"{file.parent} is no run's folder: it has no {file.name}")
-    tree, wrong = yaml.load(file)
-    settled = Settled(Run, [layer(tree, str(file))])
-    if wrong or settled.problems:
-        raise ConfigError([*wrong, *settled.problems])
-    try:
-        return Run.model_validate(settled.tree)
-    except ValidationError as problem:
-        raise ConfigError(f"{file} does not describe a run: {problem}") from problem
+    return load_run(file)
 
 
 def read_exporter(to: str | Exporter) -> Exporter:
@@ -234,13 +227,16 @@ def check_fits(exporter: Exporter, strategy: Strategy) -> None:
         )
 
 
-def find_checkpoint(folder: RunFolder, wanted: str | None) -> Path:
-    """The folder of the newest checkpoint, or of the step that is named (`100` or `step-000100`)."""
+def find_checkpoint(folder: RunFolder, wanted: str) -> Path:
+    """The folder of the `last` checkpoint, of the `best`, or of the step that is named (`100` or `step-000100`)."""
     steps = folder.checkpoint_steps()
     if not steps:
         raise CheckpointError(f"{folder.path} has no complete checkpoint to export")
-    if wanted is None:
-        return folder.checkpoint(steps[-1])
+    last = folder.checkpoint(steps[-1])
+    if wanted == "best":
+        wanted = str(read_progress(last).best_step or "last")  # nothing was scored: the last is all there is
+    if wanted == "last":
+        return last
     number = wanted.removeprefix("step-")
     if not number.isdigit() or int(number) not in steps:
         raise ConfigError(f"--checkpoint {wanted}: {folder.path} has no such step; it has {', '.join(map(str, steps))}")

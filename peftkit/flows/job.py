@@ -98,6 +98,8 @@ def make_job(run: Run, world: World) -> Job:
     _, prepared = prepare_data(run)
     run = run.model_copy(update={"task": prepared.task})
     precision, config = engine_config(run, world.processes)
+    # What `auto` was here: the checkpoint is of this format, wherever it is exported or resumed.
+    run = run.model_copy(update={"precision": precision})
     guard = zero3_guard(config)
     base = load(run.model, run.task, run.strategy, DTYPES[precision], run.seed, run.data.cache)
     base.model.config.use_cache = False  # training keeps no keys and values for a next token

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import cached_file
@@ -64,9 +64,9 @@ def load(
         check_weights(Path(source))
     blank = _blank(settings, task, config, dtype)
     _check_attention(blank, task)
-    set_seed(seed)
+    torch.manual_seed(seed)
     model, fresh = _read(settings, task, strategy, dtype, source, config, blank)
-    set_seed(seed)
+    torch.manual_seed(seed)
     fresh |= _grow(model, processor, settings)
     _set_up(model, processor, settings)
     order = [name for name, _ in model.named_parameters() if name in fresh]
