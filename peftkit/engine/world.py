@@ -71,6 +71,7 @@ def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[World]:
     After an error the group is left as it is: closing it would wait for the others, who wait for this process.
     """
     world = identity()
+    threads = torch.get_num_threads()
     share_cores(world)
     opened = not dist.is_initialized()
     if opened:
@@ -78,6 +79,7 @@ def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[World]:
     yield world
     if opened:
         dist.destroy_process_group()
+    torch.set_num_threads(threads)  # what follows, on the first process, has the machine to itself
 
 
 def _open_group(world: World, timeout: timedelta) -> None:
