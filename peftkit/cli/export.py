@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peftkit.cli.words import Parser
+from peftkit.cli.words import Parser, a_run
 from peftkit.errors import ConfigError
 from peftkit.registry import did_you_mean
 
@@ -17,16 +17,14 @@ def run(words: list[str]) -> int:
     which = "last, best, or a step such as 100 (default: the run's --checkpoint.final)"
     parser.add_argument("--checkpoint", default=None, help=which)
     parser.add_argument("--verbose", action="store_true", help="show libraries' messages and tracebacks")
-    try:
-        asked = parser.parse_args(words)
-    except SystemExit as after_help:
-        return int(after_help.code or 0)
-    if not (asked.run / "config.yaml").is_file():
-        raise ConfigError(f"{asked.run} is no run's folder: it has no config.yaml")
+    asked = parser.read(words)
+    if asked is None:
+        return 0
+    folder = a_run(asked.run)
     _check_exporter(asked.to)
     from peftkit.flows.export import export
 
-    export(asked.run, to=asked.to, checkpoint=asked.checkpoint, verbose=asked.verbose)
+    export(folder, to=asked.to, checkpoint=asked.checkpoint, verbose=asked.verbose)
     return 0
 
 

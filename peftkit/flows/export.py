@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers.integrations import deepspeed
 
 from peftkit.config.read import load as load_run
 from peftkit.config.run import Run
@@ -41,6 +39,7 @@ from peftkit.exporters.base import Reading
 from peftkit.exporters.card import Card, licence_of, model_card
 from peftkit.flows.job import prepare_data
 from peftkit.models.load import Base, load
+from peftkit.models.whole import whole_weights
 from peftkit.run_folder import RunFolder
 from peftkit.strategies import Strategy
 from peftkit.strategies.qlora import unquantised_layers
@@ -251,17 +250,6 @@ def open_run(run: Run) -> tuple[Run, Base, list[Batch]]:
     store = prepared.validation or prepared.test or prepared.train
     found = evaluation_batches(store, run.task, base.processor, 2, 1, 0, ROWS)
     return run, base, [batch for _, batch in found]
-
-
-@contextmanager
-def whole_weights() -> Iterator[None]:
-    """At the end of a ZeRO-3 training transformers would still load models in shards, waiting for the other processes."""
-    held = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = held
 
 
 def dtype_of(run: Run) -> torch.dtype:
