@@ -66,9 +66,11 @@ def identity() -> World:
 
 @contextmanager
 def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[World]:
-    """This process's place in the world, its process group open; closed on a good end.
+    """This process's place in the world, its process group open.
 
-    After an error the group is left as it is: closing it would wait for the others, who wait for this process.
+    DeepSpeed keeps hold of the first group that it meets, so one group serves all trainings of a process (a notebook's),
+    and is closed when the program ends well. After an error it is left: closing it would wait for the others, who wait
+    for this process.
     """
     world = identity()
     threads = torch.get_num_threads()
@@ -78,7 +80,7 @@ def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[World]:
         _open_group(world, timeout)
     yield world
     if opened:
-        dist.destroy_process_group()
+        atexit.register(_close_group)
     torch.set_num_threads(threads)  # what follows, on the first process, has the machine to itself
 
 
@@ -103,6 +105,11 @@ def _open_group(world: World, timeout: timedelta) -> None:
             f"process {world.process} of {world.processes} could not meet the others at "
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {problem}"
         ) from problem
+
+
+def _close_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def share_cores(world: World) -> None:

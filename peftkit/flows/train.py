@@ -78,6 +78,7 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
         if last:
             break
     evaluate(job, engine, "test", progress, teller)
+    engine.close()
     return progress
 
 
