@@ -34,6 +34,8 @@ from peftkit.run_folder import RunFolder
 
 FORMAT = 1
 PARTIAL = ".partial"
+KINDS = ("trained", "optimizer", "process")
+"""What each process writes a file of."""
 
 
 @dataclass
@@ -135,12 +137,14 @@ def verify(folder: Path) -> list[str]:
     """What is wrong with a checkpoint, a sentence each; nothing if it is good."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
+        files, processes = dict(manifest["files"]), range(manifest["processes"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
         return [f"{folder}: its manifest.json cannot be read: {problem}"]
     if manifest.get("format") != FORMAT:
         return [f"{folder}: format {manifest.get('format')}, and this peftkit reads {FORMAT}"]
-    problems = []
+    parts = [_part(kind, index, len(processes)) for kind in KINDS for index in processes]
+    unlisted = [name for name in ["progress.json", *parts] if name not in files]
+    problems = [f"{folder}: its manifest.json does not list {name}" for name in unlisted]
     for name, digest in files.items():
         path = folder / name
         if not path.is_file():
@@ -197,7 +201,7 @@ def _write_mine(partial: Path, state: State, world: World) -> dict[str, str]:
     own |= {f"counter:{name}": value for name, value in state.counters.items()}
     own |= {f"local:{name}": value for name, value in state.local.items()}
     digests = {}
-    for kind, tensors in (("trained", state.weights), ("optimizer", state.optimizer), ("process", own)):
+    for kind, tensors in zip(KINDS, (state.weights, state.optimizer, own), strict=True):
         path = partial / _part(kind, world.process, world.processes)
         save_file(tensors, path)
         synchronise(path)

@@ -26,8 +26,8 @@ SEPARATOR = "|"
 class State:
     """`weights`: name -> fp32 tensor. `optimizer`: "name|exp_avg" -> tensor. `counters`: "group|step" -> 0-dimensional tensor.
 
-    `local` holds what neither belongs to one parameter nor can be cut elsewhere (the block scales of 8-bit optimizers):
-    it fits the same process of the same world only.
+    `local` holds what neither belongs to one parameter nor can be cut elsewhere (the codes and block scales of 8-bit
+    optimizers): it fits the same process of the same world at the same ZeRO stage only.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -48,7 +48,7 @@ def capture(engine: Engine, mine: Callable[[int], bool] = lambda index: True) ->
         for kind, dtype in kinds.get(name, {}).items():
             value = _full_state(engine, parameter, kind)
             if mine(index) and value is not None:
-                state.optimizer[name + SEPARATOR + kind] = _copy(value).to(dtype)
+                state.optimizer[name + SEPARATOR + kind] = _copy(value) if engine.zero == 0 else _copy(value).to(dtype)
     return state
 
 
@@ -126,8 +126,13 @@ def _flats(engine: Engine) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
 
 
 def _is_elementwise(engine: Engine, value: Any, flat: Tensor) -> bool:
-    """Whether a state belongs to the parameter: of any shape without ZeRO, of the flat partition's shape with it."""
-    return isinstance(value, Tensor) and value.ndim > 0 and (engine.zero == 0 or value.shape == flat.shape)
+    """Whether a state belongs to the parameter: of any shape without ZeRO, of the flat partition's shape with it.
+
+    A partition of 8-bit codes goes with its block scales, and the code of its padding is not 0: such state stays as it is.
+    """
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return False
+    return engine.zero == 0 or (value.shape == flat.shape and value.is_floating_point())
 
 
 def _kinds(engine: Engine) -> dict[str, dict[str, torch.dtype]]:
@@ -183,22 +188,29 @@ def _full_state(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor | 
 
 def _make_optimizer_state(engine: Engine, state: State, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Optimizers make their state at their first step; make it now, so that there is something to fill."""
-    kinds = {
-        group["label"]: {kind: value.dtype for name in group["names"] for kind, value in slots.get(name, {}).items()}
-        for group in engine.groups
-    }
-    for flat_name, flat, _ in _flats(engine):
-        label = flat_name.split(SEPARATOR)[0]
-        made: dict[str, Any] = {kind: torch.zeros_like(flat, dtype=dtype) for kind, dtype in kinds[label].items()}
-        for key, value in {**state.counters, **state.local}.items():
-            if key.startswith(flat_name + SEPARATOR):
-                plain = value.ndim == 0 and value.dtype == torch.int64
-                made[key.rsplit(SEPARATOR, 1)[1]] = (
-                    int(value) if plain else value.clone().to(flat.device if value.ndim else "cpu")
-                )
-        if made:
-            engine.torch_optimizer.state[flat] = made
+    for group, flats in engine.flats():
+        for index, flat in enumerate(flats):
+            names = group["names"] if engine.zero else [group["names"][index]]
+            kinds = {kind: value.dtype for name in names for kind, value in slots.get(name, {}).items()}
+            flat_name = f"{group['label']}{SEPARATOR}{index}"
+            made: dict[str, Any] = {kind: torch.zeros_like(flat, dtype=dtype) for kind, dtype in kinds.items()}
+            made |= {kind: value.to(flat.device, copy=True) for kind, value in _below(state.local, flat_name).items()}
+            if made:
+                engine.torch_optimizer.state[flat] = made | _counters_of(state, group["label"], flat_name)
     _link(engine)
+
+
+def _counters_of(state: State, label: str, flat_name: str) -> dict[str, Any]:
+    """The flat tensor's own; where the parameters were laid out otherwise, those of its group, which took the same steps."""
+    found = _below(state.counters, flat_name) or {
+        key.rsplit(SEPARATOR, 1)[1]: value for key, value in state.counters.items() if key.startswith(label + SEPARATOR)
+    }
+    return {kind: int(value) if value.dtype == torch.int64 else value.clone() for kind, value in found.items()}
+
+
+def _below(tensors: Mapping[str, Tensor], flat_name: str) -> dict[str, Tensor]:
+    prefix = flat_name + SEPARATOR
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _set_full(engine: Engine, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
