@@ -114,6 +114,7 @@ def resume(engine: Engine, saved: Saved, world: World) -> None:
         optimizer=_read_parts(saved.folder, "optimizer"),
         counters=_prefixed(own, "counter:"),
         local=_prefixed(local, "local:"),
+        scaler=_prefixed(own, "scaler:"),
     )
     restore(engine, state)
     if same_world:
@@ -200,6 +201,7 @@ def _write_mine(partial: Path, state: State, world: World) -> dict[str, str]:
     own = {f"random:{name}": value for name, value in random_state().items()}
     own |= {f"counter:{name}": value for name, value in state.counters.items()}
     own |= {f"local:{name}": value for name, value in state.local.items()}
+    own |= {f"scaler:{name}": value for name, value in state.scaler.items()}
     digests = {}
     for kind, tensors in zip(KINDS, (state.weights, state.optimizer, own), strict=True):
         path = partial / _part(kind, world.process, world.processes)

@@ -58,7 +58,7 @@ def read_config(name: str) -> Config:
     return config
 
 
-BLOCKS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler")
+BLOCKS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types")
 
 
 def malformed(config: Config) -> Iterator[str]:
@@ -66,7 +66,7 @@ def malformed(config: Config) -> Iterator[str]:
     for name in BLOCKS:
         if not isinstance(config.get(name, {}), dict):
             yield f"{name} is {config[name]!r}, and has to be an object"
-    known = [*BLOCKS, *FLAGS, "activation_checkpointing", "data_types", "zero_allow_untested_optimizer"]
+    known = [*BLOCKS, *FLAGS, "activation_checkpointing", "zero_allow_untested_optimizer"]
     for name in config:
         near = get_close_matches(name, known, n=1, cutoff=0.85)
         if near and name not in known:
@@ -136,6 +136,9 @@ def fill(config: Config, plan: Plan) -> Config:
     filled.update(decided(plan))
     filled["fp16"] = {**config.get("fp16", {}), "enabled": plan.precision == "fp16"}
     filled["bf16"] = {**config.get("bf16", {}), "enabled": plan.precision == "bf16"}
+    if plan.precision != "fp32":
+        # Summed in 16 bits, the gradient of many micro-batches loses what a single one keeps.
+        filled["data_types"] = {"grad_accum_dtype": "fp32", **config.get("data_types", {})}
     filled["steps_per_print"] = None if config.get("steps_per_print", AUTO) == AUTO else config["steps_per_print"]
     filled["zero_allow_untested_optimizer"] = True
     if offloads_optimizer(config):

@@ -7,6 +7,7 @@ gradient of the mean over all its targets, whatever the split.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ import torch
 
 from peftkit.engine.open import Engine
 from peftkit.engine.world import World
+from peftkit.errors import PeftkitError
 from peftkit.tasks import Task
 
 
@@ -76,14 +78,25 @@ def _accumulate(
 
 
 def _update(engine: Engine) -> float:
-    """Take the step; the norm of its gradient before clipping."""
+    """Take the step; the norm of its gradient before clipping. A gradient that overflows fp16 is infinite, and moves nothing."""
     if engine.zero:
-        engine.deepspeed.step()
-        return float(engine.deepspeed.get_global_grad_norm() or 0.0)
+        _take(engine)
+        return math.inf if engine.overflowed else float(engine.deepspeed.get_global_grad_norm() or 0.0)
     gradients = [weight.grad for weight in engine.trained().values() if weight.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))  # without ZeRO DeepSpeed does not tell
     engine.deepspeed.step()
     return norm
+
+
+def _take(engine: Engine) -> None:
+    try:
+        engine.deepspeed.step()
+    except Exception as problem:
+        if engine.overflowed and engine.loss_scaler:
+            raise PeftkitError(
+                f"the gradient overflows fp16 at any loss scale ({problem}); use --precision bf16 or fp32, or lower --optim.lr"
+            ) from problem
+        raise
 
 
 def on_device(batch: dict[str, Any], device: torch.device, engine: Engine) -> dict[str, Any]:

@@ -45,6 +45,17 @@ class Engine:
         groups: list[Group] = self.torch_optimizer.param_groups
         return groups
 
+    @property
+    def loss_scaler(self) -> Any:
+        """fp16's dynamic loss scaler; None in other formats."""
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        return scaler if getattr(scaler, "dynamic", False) else None
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the last step was not taken because its gradient was too large for 16 bits."""
+        return bool(getattr(self.deepspeed.optimizer, "overflow", False))
+
     def flats(self) -> list[tuple[Group, list[torch.Tensor]]]:
         """Each group with the tensors of it that the innermost optimizer updates on this process."""
         if self.zero != 3:

@@ -34,11 +34,13 @@ class State:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     counters: dict[str, Tensor] = field(default_factory=dict)
     local: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, Tensor] = field(default_factory=dict)
+    """fp16's dynamic loss scale, and what decides when it moves."""
 
 
 def capture(engine: Engine, mine: Callable[[int], bool] = lambda index: True) -> State:
     """The engine's state; of the tensors only those of the parameters whose index is `mine` (all take part in gathering)."""
-    state = State(counters=_counters(engine), local=_local_state(engine))
+    state = State(counters=_counters(engine), local=_local_state(engine), scaler=_scaler_state(engine))
     _link(engine)
     kinds = _kinds(engine)
     for index, (name, parameter) in enumerate(engine.trained().items()):
@@ -67,6 +69,9 @@ def restore(engine: Engine, state: State) -> None:
             _set_full(engine, parameter, state.weights[name], None)
         for kind, value in slots.get(name, {}).items():
             _set_full(engine, parameter, value, kind)
+    for name, value in state.scaler.items():
+        if engine.loss_scaler:
+            setattr(engine.loss_scaler, name, value.item())
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -175,6 +180,11 @@ def _local_state(engine: Engine) -> dict[str, Tensor]:
         for kind, value in state.items()
         if isinstance(value, Tensor) and value.ndim > 0 and not _is_elementwise(engine, value, flat)
     }
+
+
+def _scaler_state(engine: Engine) -> dict[str, Tensor]:
+    names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+    return {name: torch.tensor(getattr(engine.loss_scaler, name)) for name in names if engine.loss_scaler}
 
 
 def _full_state(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor | None:

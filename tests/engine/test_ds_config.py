@@ -78,6 +78,13 @@ def test_what_the_run_decides_is_filled_in() -> None:
     assert filled["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/tmp/nvme"
 
 
+def test_gradients_of_16_bits_are_summed_in_32_unless_the_file_says_otherwise() -> None:
+    assert "data_types" not in fill({}, plan())
+    assert fill({}, plan(precision="bf16"))["data_types"] == {"grad_accum_dtype": "fp32"}
+    theirs = {"data_types": {"grad_accum_dtype": "bf16"}}
+    assert fill(theirs, plan(precision="bf16"))["data_types"] == theirs["data_types"]
+
+
 CLASHES: list[tuple[Config, dict[str, Any], tuple[str, str]]] = [
     ({"train_batch_size": 12}, {}, ("train_batch_size is 12", "--batch.total gives 16")),
     ({"train_micro_batch_size_per_gpu": 8}, {}, ("train_micro_batch_size_per_gpu is 8", "--batch.micro gives 4")),

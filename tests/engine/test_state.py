@@ -29,29 +29,29 @@ STATEFUL: dict[str, dict[str, Any]] = {
 """Adafactor keeps other state of a matrix than of a vector; without decay both are in one group."""
 
 
-def trained(zero: str, world: World, optim: str = "adamw", steps: int = 3) -> Engine:
-    engine = opened(Odd(), zero, world, optimizer(optim, **STATEFUL[optim]))
+def trained(zero: str, world: World, optim: str = "adamw", precision: str = "fp32", steps: int = 3) -> Engine:
+    engine = opened(Odd(), zero, world, optimizer(optim, **STATEFUL[optim]), precision)
     train(engine, range(steps), world)
     return engine
 
 
-def reopened(zero: str, world: World, state: State, optim: str = "adamw") -> Engine:
+def reopened(zero: str, world: World, state: State, optim: str = "adamw", precision: str = "fp32") -> Engine:
     model = Odd(seed=7)
     load_weights(model, state.weights)
-    engine = opened(model, zero, world, optimizer(optim, **STATEFUL[optim]))
+    engine = opened(model, zero, world, optimizer(optim, **STATEFUL[optim]), precision)
     restore(engine, state)
     return engine
 
 
-def captured_and_restored(world: World, folder: Path, zero: str, optim: str) -> None:
+def captured_and_restored(world: World, folder: Path, zero: str, optim: str, precision: str = "fp32") -> None:
     """The same to the last bit, there and after two more steps; groups are several, one of a single parameter."""
-    engine = trained(zero, world, optim)
+    engine = trained(zero, world, optim, precision)
     state = capture(engine)
     assert len(engine.groups) == (2 if optim == "adafactor" else 4)
     train(engine, [3, 4], world)
     expected = capture(engine)
     engine.close()
-    again = reopened(zero, world, state, optim)
+    again = reopened(zero, world, state, optim, precision)
     same(capture(again), state)
     train(again, [3, 4], world)
     same(capture(again), expected)
@@ -64,14 +64,14 @@ def same(found: State, expected: State) -> None:
         assert furthest(getattr(found, kind), getattr(expected, kind)) == 0, kind
 
 
-def moved_to_another_stage(world: World, folder: Path, before: str, after: str) -> None:
+def moved_to_another_stage(world: World, folder: Path, before: str, after: str, precision: str = "fp32") -> None:
     """The next steps are those that the stage before would have taken."""
-    engine = trained(before, world)
+    engine = trained(before, world, precision=precision)
     state = capture(engine)
     train(engine, [3, 4], world)
     expected = capture(engine)
     engine.close()
-    again = reopened(after, world, state)
+    again = reopened(after, world, state, precision=precision)
     train(again, [3, 4], world)
     found = capture(again)
     again.close()
@@ -152,8 +152,16 @@ CHECKS: dict[str, Any] = {
     if optim != "adafactor" or zero == "zero0"
 }
 CHECKS |= {
+    f"identity-{zero}-bf16": partial(captured_and_restored, zero=zero, optim="adamw", precision="bf16")
+    for zero in STAGES
+}
+CHECKS |= {
     f"{before}-to-{after}": partial(moved_to_another_stage, before=before, after=after)
     for before, after in permutations(("zero0", "zero2", "zero3"), 2)
+}
+CHECKS |= {
+    f"{before}-to-{after}-bf16": partial(moved_to_another_stage, before=before, after=after, precision="bf16")
+    for before, after in permutations(("zero1", "zero2", "zero3"), 2)
 }
 CHECKS |= {f"parts-{zero}": partial(only_what_is_mine, zero=zero) for zero in STAGES}
 CHECKS |= {f"before-the-first-step-{zero}": partial(nothing_before_the_first_step, zero=zero) for zero in STAGES}
