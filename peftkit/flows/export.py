@@ -37,7 +37,7 @@ from peftkit.evaluation.verify import (
 from peftkit.exporters import Exporter
 from peftkit.exporters.base import Reading
 from peftkit.exporters.card import Card, licence_of, model_card
-from peftkit.flows.job import prepare_data
+from peftkit.flows.job import check_base, prepare_data
 from peftkit.models.load import Base, load
 from peftkit.models.whole import whole_weights
 from peftkit.run_folder import RunFolder
@@ -274,15 +274,6 @@ def put_trained(model: nn.Module, trained: Mapping[str, Tensor]) -> None:
             )
     for name, value in trained.items():
         parameters[name].data = value.to(parameters[name].device)
-
-
-def check_base(checkpoint: Path, base: Base) -> str:
-    """The base's fingerprint; CheckpointError if the checkpoint was trained on other weights."""
-    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-    expected = manifest.get("base", {}).get("fingerprint")
-    if expected and expected != base.fingerprint:
-        raise CheckpointError(f"{checkpoint} was trained on other weights than those now in {base.source}")
-    return base.fingerprint
 
 
 def newest_metrics(folder: RunFolder) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from peftkit.engine.ds_config import Config, Plan, fill, read_config
 from peftkit.engine.open import DTYPES, check_config, choose_precision, zero3_guard
 from peftkit.engine.random_state import seed_all
 from peftkit.engine.world import World
-from peftkit.errors import ConfigError
+from peftkit.errors import CheckpointError, ConfigError
 from peftkit.metrics import Metric
 from peftkit.models.configure import configure, context_limit
 from peftkit.models.find import find
@@ -160,3 +161,15 @@ def check_settings(run: Run) -> None:
     problems = list(run.problems())
     if problems:
         raise ConfigError(problems)
+
+
+def check_base(checkpoint: Path, base: Base) -> str:
+    """The base's fingerprint; CheckpointError if the checkpoint was trained on other weights."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    expected = manifest.get("base", {}).get("fingerprint")
+    if expected and expected != base.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint} was trained on other weights than those now in {base.source};"
+            " give the model that it was trained on with --model, or begin anew in another --out"
+        )
+    return base.fingerprint

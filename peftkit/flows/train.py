@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,7 +21,7 @@ from peftkit.engine.world import World, identity, joined
 from peftkit.errors import ConfigError
 from peftkit.evaluation.score import score
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
-from peftkit.flows.job import Job, check_settings, make_job, sketch, total_steps
+from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
 from peftkit.metrics import Metric
 from peftkit.run_folder import RunFolder, free_folder
 from peftkit.tracking.jsonl import truncate_after
@@ -52,7 +53,8 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
     run, world = job.run, job.world
     saved = newest(folder, world) if run.resume else None
     progress = saved.progress if saved else Progress()
-    begin_folder(job, folder, progress, world)
+    if saved:
+        check_base(saved.folder, job.base)
     teller.header("train", header_of(job, folder))
     for line in job.prepared.report.lines():
         teller.note(line)
@@ -61,6 +63,7 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
             teller.warn(damage)
         teller.note(f"going on from {saved.folder}")
     engine = open_at(job, progress.step, saved)
+    begin_folder(job, folder, progress, world)  # what cannot be resumed was left as it is
     base = {"source": job.base.source, "fingerprint": job.base.fingerprint}
     teller.log_to(folder.metrics)
     if run.eval.before and not progress.step:
@@ -152,7 +155,8 @@ def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: T
 def is_better(value: float, best: float, job: Job) -> bool:
     name = job.run.eval.best
     lower = name in Metric.registry and not Metric.registry[name].higher_is_better
-    return value < best if lower else value > best
+    better = value < best if lower else value > best
+    return better or (math.isnan(best) and not math.isnan(value))
 
 
 def evaluates(job: Job, step: int) -> bool:
