@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peftkit.data.sources import Table
-from peftkit.tasks.base import Row
+from peftkit.tasks.base import EMBEDDED, Row
 
-COLUMNS = ("prompt", "response")
+COLUMNS = EMBEDDED
 INSTRUCTION = "What does this Python function do? Answer in one sentence.\n\n"
 TRAIN, VALIDATION = 400, 64
 PER_MODULE = 12

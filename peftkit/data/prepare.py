@@ -18,7 +18,7 @@ from typing import Any
 from peftkit.cache import cache_root
 from peftkit.config.sections import Data
 from peftkit.data import demo
-from peftkit.data.columns import has_needed, rename
+from peftkit.data.columns import rename
 from peftkit.data.encode import encode
 from peftkit.data.fingerprint import key
 from peftkit.data.report import Report
@@ -57,13 +57,8 @@ def prepare(data: Data, task: Task, processor: Any, context: int | None, seed: i
 
 def check(data: Data, task: Task) -> None:
     """The embedded rows are prompts and responses: a task that reads others needs its own."""
-    if data.train is None and not reads_demo(task):
-        needed = " or ".join(" and ".join(f"`{name}`" for name in names) for names in task.needs)
-        raise DataError(f"--task {task.name} needs --data.train, rows with {needed}")
-
-
-def reads_demo(task: Task) -> bool:
-    return has_needed(task, demo.COLUMNS)
+    for problem in task.lacks_rows(data.train):
+        raise DataError(problem)
 
 
 def tables(data: Data, task: Task, seed: int) -> tuple[Task, dict[str, Table]]:

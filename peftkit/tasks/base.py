@@ -19,6 +19,9 @@ Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
 """What is kept of a scored row: plain numbers, words and short lists; `loss` (summed over its targets) and `targets`."""
 
+EMBEDDED = ("prompt", "response")
+"""The columns of the rows that come with peftkit (`data.demo`)."""
+
 IGNORED = -100
 """The label of a position that no loss counts (torch's and transformers' own)."""
 
@@ -89,8 +92,15 @@ class Task(Choice, kind="task", default="chat"):
         """The row in words, as the model sees it: each piece of text, and whether it is a target."""
         raise NotImplementedError
 
+    def lacks_rows(self, train: str | None) -> Iterator[str]:
+        """Without rows of one's own there are the embedded ones, which not every task can learn from."""
+        if train is None and self.needs and not any(set(needed) <= set(EMBEDDED) for needed in self.needs):
+            needed = " or ".join(" and ".join(f"`{name}`" for name in names) for names in self.needs)
+            yield f"--task {self.name} needs --data.train, rows with {needed}"
+
     def conflicts(self, run: Any) -> Iterator[str]:
-        """A column that the task does not read."""
+        """No rows, or a column that the task does not read."""
+        yield from self.lacks_rows(run.data.train)
         for column in run.data.columns:
             if column not in self.columns:
                 reads = ", ".join(self.columns)

@@ -48,10 +48,13 @@ def test_no_words_are_the_defaults():
         (["--strategy.target_modules", "q_proj,v_proj"], {"strategy": {"target_modules": ["q_proj", "v_proj"]}}),
         (["--strategy.target_modules", "q.{1,2}"], {"strategy": {"target_modules": "q.{1,2}"}}),
         (
-            ["--task=causal_lm", "--data.columns", "{text: review}"],
-            {"task": "causal_lm", "data": {"columns": {"text": "review"}}},
+            ["--task=causal_lm", "--data=x.csv", "--data.columns", "{text: review}"],
+            {"task": "causal_lm", "data": {"train": "x.csv", "columns": {"text": "review"}}},
         ),
-        (["--task=causal_lm", "--data.columns.text", "no"], {"task": "causal_lm", "data": {"columns": {"text": "no"}}}),
+        (
+            ["--task=causal_lm", "--data=x.csv", "--data.columns.text", "no"],
+            {"task": "causal_lm", "data": {"train": "x.csv", "columns": {"text": "no"}}},
+        ),
         (["--optim.lr_by_name.layers.0", "1"], {"optim": {"lr_by_name": {"layers.0": 1.0}}}),
         (["--verbose"], {"verbose": True}),
         (["--verbose", "false"], {}),

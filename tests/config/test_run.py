@@ -126,7 +126,8 @@ def test_every_clash_is_told():
 def test_a_metric_that_is_not_computed_cannot_be_the_best():
     run = Run(task="chat", eval={"best": "f1"})  # type: ignore[arg-type]
     assert [text for text in run.problems() if "--eval.best f1 is not computed" in text]
-    assert not list(Run(task="sequence_classification", eval={"metrics": ["f1"], "best": "f1"}).problems())  # type: ignore[arg-type]
+    settings = {"task": "sequence_classification", "data": "x.csv", "eval": {"metrics": ["f1"], "best": "f1"}}
+    assert not list(Run.model_validate(settings).problems())
 
 
 @pytest.mark.parametrize(("path", "choice"), CHOICES, ids=lambda one: getattr(one, "name", None) or ".".join(one))
