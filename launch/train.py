@@ -7,7 +7,8 @@ from pathlib import Path
 LAUNCH = Path(__file__).resolve().parent
 # Python puts a script's own folder first, where a file named like a library would shadow it.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != LAUNCH]
-if find_spec("peftkit") is None:
+found = find_spec("peftkit")
+if found is None or found.origin is None:  # not installed (a folder of that name without __init__.py is no package)
     sys.path.insert(0, str(LAUNCH.parent))
 
 from peftkit.cli.main import main  # noqa: E402

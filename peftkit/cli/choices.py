@@ -40,9 +40,10 @@ def run(words: list[str]) -> int:
 
 
 def families() -> dict[str, type[Choice]]:
-    """Every family of choices that there is, by its kind."""
+    """Every family of peftkit's choices, by its kind."""
     import peftkit.config.run
     import peftkit.exporters  # noqa: F401
     from peftkit.config.section import Choice
 
-    return {family.kind: family for family in Choice.__subclasses__() if family.is_family()}
+    ours = (family for family in Choice.__subclasses__() if family.__module__.startswith("peftkit."))
+    return {family.kind: family for family in ours if family.is_family()}
