@@ -109,8 +109,14 @@ def resume(engine: Engine, saved: Saved, world: World) -> None:
             f" {saved.manifest['zero']} and cannot be cut for {world.processes} at stage {engine.zero}; resume it on the same,"
             " or train with another --optim"
         )
+    weights = read_trained(saved.folder)
+    lacking = [name for name in engine.trained() if name not in weights]
+    if lacking:
+        raise CheckpointError(
+            f"{saved.folder} does not hold {len(lacking)} weights that train here ({lacking[0]}): is it of another strategy?"
+        )
     state = State(
-        weights=read_trained(saved.folder),
+        weights=weights,
         optimizer=_read_parts(saved.folder, "optimizer"),
         counters=_prefixed(own, "counter:"),
         local=_prefixed(local, "local:"),

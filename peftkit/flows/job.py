@@ -170,6 +170,6 @@ def check_base(checkpoint: Path, base: Base) -> str:
     if expected and expected != base.fingerprint:
         raise CheckpointError(
             f"{checkpoint} was trained on other weights than those now in {base.source};"
-            " give the model that it was trained on with --model, or begin anew in another --out"
+            " put back the model that it was trained on, or begin anew in another --out"
         )
     return base.fingerprint
