@@ -28,7 +28,8 @@ from tests.engine.conftest import Together
 from tests.engine.odd import Odd, furthest, opened, optimizer, train
 from tests.tiny import tiny
 
-STAGES = ("zero0", "zero1", "zero2", "zero3")
+STAGES = ("zero1", "zero2", "zero3")
+"""Without ZeRO, 16 bits run as stage 1."""
 CHAT = Task.model_validate("causal_lm")
 
 
@@ -149,7 +150,7 @@ def no_scale_is_small_enough(world: World, folder: Path) -> None:
 
 
 CHECKS: dict[str, Any] = {f"sums-{zero}": partial(sums_in_fp32, zero=zero) for zero in STAGES}
-CHECKS |= {f"overflow-{zero}": partial(overflow_moves_nothing, zero=zero) for zero in STAGES}
+CHECKS |= {f"overflow-{zero}": partial(overflow_moves_nothing, zero=zero) for zero in ("zero0", "zero3")}
 CHECKS |= {f"scale-{zero}": partial(the_scale_is_resumed, zero=zero) for zero in STAGES}
 CHECKS |= {"never-small-enough": no_scale_is_small_enough}
 
