@@ -63,7 +63,13 @@ class AdamW(Optimizer, name="adamw"):
         if offloaded:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-            return DeepSpeedCPUAdam(groups, betas=self.betas, eps=self.eps, adamw_mode=self.decoupled)
+            try:
+                return DeepSpeedCPUAdam(groups, betas=self.betas, eps=self.eps, adamw_mode=self.decoupled)
+            except RuntimeError as problem:
+                raise ConfigError(
+                    f"--deepspeed offloads the optimizer: DeepSpeed compiles its own --optim {self.name} for that, and failed;"
+                    " it needs a C++ compiler (g++) and ninja. A configuration without offload_optimizer needs neither"
+                ) from problem
         kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
         return kind(groups, betas=self.betas, eps=self.eps)
 

@@ -15,6 +15,7 @@ from peftkit.engine.optim import Optimizer, parameter_groups
 from peftkit.engine.state import capture, load_weights, restore
 from peftkit.engine.torch_optim import LazyAdagrad, Lion
 from peftkit.engine.world import World
+from peftkit.errors import ConfigError
 from peftkit.models.inspect import depth_of
 from peftkit.strategies import Lora
 from tests.engine.conftest import Together
@@ -223,3 +224,13 @@ def test_a_pattern_that_is_no_regular_expression_is_named() -> None:
     assert "--optim.lr_by_name 'lora_('" in problem
     (problem,) = optimizer("sgd", nesterov=True, lr_by_name={}).conflicts(None)
     assert "--optim.nesterov" in problem and "--optim.momentum" in problem
+
+
+def test_offloading_without_a_compiler_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    optim = optimizer("adam")
+    with pytest.raises(ConfigError, match=r"--optim adam for that, and failed; it needs a C\+\+ compiler"):
+        optim.build(parameter_groups(Odd(), optim, {}, {}), offloaded=True)

@@ -152,6 +152,10 @@ CHECKS: dict[str, Any] = {
     if optim != "adafactor" or zero == "zero0"
 }
 CHECKS |= {
+    f"identity-{zero}": partial(captured_and_restored, zero=zero, optim="adamw")
+    for zero in ("zero2_offload", "zero3_offload")
+}
+CHECKS |= {
     f"identity-{zero}-bf16": partial(captured_and_restored, zero=zero, optim="adamw", precision="bf16")
     for zero in STAGES
 }
