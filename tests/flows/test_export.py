@@ -59,11 +59,15 @@ def trained_run(folder: Path, family: str = "llama", **settings: Any) -> tuple[R
 
 
 def save_checkpoint(folder: Path, weights: dict[str, torch.Tensor], fingerprint: str) -> None:
+    """A whole checkpoint of one process; an export reads its trained weights alone."""
     folder.mkdir(parents=True)
-    name = "trained-00001-of-00001.safetensors"
-    save_file({key: value.contiguous().clone() for key, value in weights.items()}, folder / name)
-    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    manifest = {"format": FORMAT, "step": 7, "base": {"fingerprint": fingerprint}, "files": {name: digest}}
+    parts = {"trained": weights, "optimizer": {}, "process": {}}
+    for kind, tensors in parts.items():
+        copies = {key: value.contiguous().clone() for key, value in tensors.items()}
+        save_file(copies, folder / f"{kind}-00001-of-00001.safetensors")
+    (folder / "progress.json").write_text(json.dumps({"step": 7}))
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    manifest = {"format": FORMAT, "step": 7, "processes": 1, "base": {"fingerprint": fingerprint}, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
