@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ class Job:
 
     def stage(self, step: int) -> int:
         """The stage of unfreezing that `step` (0 is the first) belongs to."""
-        return min(self.run.strategy.stage(step), self.run.strategy.last_stage(self.model))
+        return min(self.run.strategy.stage(step), self._last_stage)
+
+    @cached_property
+    def _last_stage(self) -> int:
+        return self.run.strategy.last_stage(self.model)
 
     def unfreeze(self, stage: int) -> None:
         """Mark what trains at `stage`, going through the stages before it, so that each parameter's first one is known."""
