@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
 from peftkit.config.section import Section
-from peftkit.config.sections import Batch, Checkpoint, Data, Eval, Model
+from peftkit.config.sections import Batch, Checkpoint, Data, Eval, Generate, Model, Regularize
 from peftkit.engine.optim import Optimizer
 from peftkit.engine.schedule import Schedule
 from peftkit.errors import ConfigError
@@ -50,8 +50,12 @@ class Run(Section):
     """Number format of the forward and backward pass; auto is bf16 where a GPU computes in it, else fp32."""
     deepspeed: str = "zero2"
     """A DeepSpeed configuration: a path to its JSON, or one of ds_configs/ by name (zero0 .. zero3_offload)."""
+    regularize: Regularize = Regularize()
+    """What keeps a model from learning its rows by heart."""
     eval: Eval = Eval()
     """When and how the model is scored."""
+    generate: Generate = Generate()
+    """How text is written in an evaluation."""
     checkpoint: Checkpoint = Checkpoint()
     """When and what is saved."""
     out: Path | None = None

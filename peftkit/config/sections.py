@@ -1,4 +1,4 @@
-"""The sections of a run that are no choices: model, data, batch, evaluation, checkpoints."""
+"""The sections of a run that are no choices: model, data, batch, regularisation, evaluation, generation, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
 from peftkit.config.section import Section
 from peftkit.metrics import Metric
@@ -38,25 +38,84 @@ class Model(Section):
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Source(Section):
+    """One source of a mixture of training rows."""
+
+    shorthand: ClassVar[str | None] = "path"
+
+    path: str
+    """A file, folder, URL or hub name, as `--data.train`."""
+    name: str | None = None
+    """What its rows are called in the column `source` (`--eval.by source` scores each apart); left out: the file's name."""
+    weight: PositiveFloat = 1
+    """How often its rows are learnt beside the others': 2 gives it twice the share that its size does."""
+    columns: dict[str, str] = {}
+    """As `--data.columns`, for this source alone."""
+    task: str | None = None
+    """Another task of the run's family (chat beside causal_lm) that reads this source's rows; left out: the run's."""
+
+
+class Augment(Section):
+    """Changed copies of the training rows' texts (Wei and Zou, 2019, https://arxiv.org/abs/1901.11196)."""
+
+    copies: NonNegativeInt = 0
+    """Copies of each training row; the row itself stays."""
+    deletion: Share = 0.1
+    """Share of the words that a copy leaves out."""
+    swap: Share = 0.1
+    """Share of the words that a copy changes places with their neighbour."""
+    synonym: Share = 0.1
+    """Share of the words that a copy replaces by one of their synonyms, where `synonyms` has them."""
+    synonyms: Path | None = None
+    """A table of synonyms: a line of words with tabs or commas between them, each of which may stand for the others."""
+
+
 class Data(Section):
     """The rows."""
 
     shorthand: ClassVar[str | None] = "train"
 
     train: str | None = None
-    """A file (.jsonl .json .csv .tsv .parquet .txt) or a hub name. Left out: Python's own functions and their docstrings."""
+    """A file, a folder, a URL or a hub name. Left out: Python's own functions and their docstrings."""
     validation: str | None = None
     """Rows that are scored during training."""
     test: str | None = None
     """Rows that are scored once, at the end."""
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    mixture: list[Source] = []
+    """Several sources of training rows instead of `train`, each with a weight: [{path: a.jsonl, weight: 2}, b.jsonl]."""
+    temperature: PositiveFloat = 1
+    """How a mixture's sources share an epoch: (weight x rows)^(1/temperature); 1 takes them as they are, more favours the small."""
+    holdout: Share = 0.05
     """Share of the training rows (at least one) held out for validation where no validation rows are given; 0 holds out none."""
+    test_holdout: Share = 0
+    """Share of the training rows held out for the test where no test rows are given."""
+    split: Literal["random", "stratified", "group", "time"] = "random"
+    """How rows are held out: at random, with each label's share kept, whole groups, or the latest."""
+    split_by: str | None = None
+    """The column whose groups stay together (`group`) or which says when (`time`), or whose shares are kept (`stratified`: the label)."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Hold out one of so many equal parts for validation, instead of `holdout`."""
+    fold: NonNegativeInt = 0
+    """Which of the `folds`, from 0."""
     columns: dict[str, str] = {}
     """Where the columns have other names: task's column -> column of the file, e.g. {text: review, label: stars}."""
     max_length: PositiveInt = 1024
     """Longest row in tokens (also bounded by the model's own limit); what is longer is cut, counted and reported."""
+    truncate: Literal["right", "left"] = "right"
+    """Which end of a row that is too long is cut."""
+    stride: NonNegativeInt | None = None
+    """Tokens that two windows of a long row share, where the task reads rows in windows; left out: the task's own number."""
     limit: PositiveInt | None = None
     """Read at most so many rows of each split."""
+    balance: Literal["none", "oversample", "weighted"] = "none"
+    """Rare labels: as they are, repeated in each epoch until all are as frequent, or drawn as often as each other."""
+    augment: Augment = Augment()
+    """Changed copies of the training rows."""
+    workers: NonNegativeInt | None = None
+    """Processes that encode rows; left out: as many as there are cores, if there are rows enough."""
     cache: Path | None = None
     """Where encoded rows and converted models are kept; left out: $PEFTKIT_CACHE or ~/.cache/peftkit."""
 
@@ -72,6 +131,34 @@ class Batch(Section):
     """Rows in one forward pass on one process: more is faster and takes more memory; the gradient stays the same."""
 
 
+class Regularize(Section):
+    """What keeps a model from learning its rows by heart."""
+
+    neftune: NonNegativeFloat = 0
+    """Noise on the embeddings in training (NEFTune, Jain et al., 2023); 5 is common, 0 is none."""
+    r_drop: NonNegativeFloat = 0
+    """Weight of the difference between two passes with other dropout (R-Drop, Wu et al., 2021); 0 makes one pass."""
+    ema: Share | None = None
+    """Decay of a running average of the weights, which is what is scored and exported; 0.999 is common."""
+    pull: NonNegativeFloat = 0
+    """Pull of the weights towards the base's (L2-SP, Li et al., 2018), as a share of the learning rate."""
+
+
+class Generate(Section):
+    """How text is written when an evaluation or a prediction asks for it; always the same text for the same weights."""
+
+    max_new_tokens: PositiveInt = 64
+    """Longest text, in tokens."""
+    num_beams: PositiveInt = 1
+    """Beams that are followed; 1 takes the likeliest token each time."""
+    length_penalty: float = 1
+    """With beams: over 0 favours long texts, under 0 short ones."""
+    repetition_penalty: PositiveFloat = 1
+    """Over 1 discourages tokens that are there already."""
+    no_repeat_ngram_size: NonNegativeInt = 0
+    """No run of so many tokens comes twice; 0 forbids none."""
+
+
 class Eval(Section):
     """When and how the model is scored."""
 
@@ -85,6 +172,12 @@ class Eval(Section):
     """Score only the first so many validation rows."""
     batch: PositiveInt = 8
     """Rows in one forward pass of an evaluation."""
+    by: str | None = None
+    """A column whose values are scored apart too: language, source, ..."""
+    anchor: str | None = None
+    """Rows of the old domain (as `--data.train`), scored with every evaluation: they show what is forgotten."""
+    bootstrap: NonNegativeInt = 0
+    """Samples for the numbers' 95 % intervals, at the last evaluation of a split; 0 computes none."""
     best: str = "loss"
     """The metric that says which checkpoint is best, and when to stop early."""
     patience: PositiveInt | None = None
@@ -114,5 +207,7 @@ class Checkpoint(Section):
     """Save every so many steps; left out: after every epoch. The end is always saved."""
     keep: NonNegativeInt = 2
     """How many of the newest checkpoints stay (0: all); the best one by `--eval.best` always stays."""
-    final: Literal["last", "best"] = "last"
-    """Which checkpoint is exported: that of the last step, or the best by `--eval.best`."""
+    final: Literal["last", "best", "average"] = "last"
+    """What is exported: the last step's weights, the best by `--eval.best`, or the mean of the last `average` checkpoints."""
+    average: PositiveInt = 3
+    """How many checkpoints `final: average` takes."""

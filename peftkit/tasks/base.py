@@ -1,13 +1,18 @@
-"""What every task answers: row -> features -> batch -> a summed loss and its count, and a record of every row scored."""
+"""What every task answers: row -> features -> batch -> a summed loss and its count, and a record of every row scored.
+
+A row may make several features (windows of a long text): a step learns windows, an evaluation scores rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from peftkit.config.section import Choice
 
 if TYPE_CHECKING:
+    from random import Random
+
     from torch import Tensor
 
 Row = dict[str, Any]
@@ -43,6 +48,12 @@ class Task(Choice, kind="task", default="chat"):
     """The columns that it reads -> the names they usually have. `--data.columns` names others."""
     needs: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Sets of its columns, of which rows must have one: `(("messages",), ("prompt", "response"))`."""
+    given: ClassVar[tuple[str, ...]] = ()
+    """The columns among them that are learnt; rows without them can still be predicted."""
+    texts: ClassVar[tuple[str, ...]] = ()
+    """The columns whose words augmentation may change: those whose meaning does not hang on a position or a word."""
+    reads: ClassVar[Literal["text", "image", "audio"]] = "text"
+    """What the model takes: it says which of its processors is loaded."""
 
     def model_class(self) -> Any:
         """The transformers class to load, `AutoModelForCausalLM` or a sibling."""
@@ -63,6 +74,14 @@ class Task(Choice, kind="task", default="chat"):
         keeps no target.
         """
         raise NotImplementedError
+
+    def windows(self, row: Row, processor: Any, max_length: int, stride: int | None) -> list[Features]:
+        """All features of a row, at least one: windows that share `stride` positions, where the task reads long rows so."""
+        return [self.encode(row, processor, max_length)]
+
+    def vary(self, features: Features, processor: Any, draw: Random) -> Features:
+        """What is drawn anew each time that a row is seen: masks, flips. `draw` is seeded by the row and the epoch."""
+        return features
 
     def collate(self, features: Sequence[Features], processor: Any) -> Batch:
         """Stack and pad to the longest of `features`."""
@@ -85,7 +104,31 @@ class Task(Choice, kind="task", default="chat"):
         raise NotImplementedError
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
-        """One record a row, in order, each from this row alone: what the metrics need of it, and no logits."""
+        """One record a window, in order, each from this window alone: what the metrics need of it, and no logits."""
+        raise NotImplementedError
+
+    def judge(self, row: Row, records: Sequence[Record], processor: Any) -> Record:
+        """The row's one record, from those of its windows and from the row as it was read: here predictions are decided."""
+        return records[0]
+
+    def tune(self, records: Sequence[Record]) -> Self:
+        """The task with its thresholds set by a validation's records; the same object where it has none to set."""
+        return self
+
+    def prompts(self, batch: Batch, processor: Any) -> dict[str, Any] | None:
+        """What `model.generate` is called with for these rows, padded as it wants it; None: the task writes no text.
+
+        The new tokens of a row stand in its record as `generated_ids` when `judge` is asked.
+        """
+        return None
+
+    @property
+    def reference(self) -> tuple[str, ...]:
+        """Names of the numbers that the loss needs of the model as it was before the first step."""
+        return ()
+
+    def reference_values(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Those numbers, one a row, fp32; they come back as features of these names."""
         raise NotImplementedError
 
     def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:
