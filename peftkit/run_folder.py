@@ -3,6 +3,7 @@
 RUN/config.yaml                      the resolved run; Run -> YAML -> Run is the identity
 RUN/metrics.jsonl                    a row per step and per evaluation
 RUN/checkpoints/step-000100/         manifest.json, trained*.safetensors, optimizer*.safetensors, state.json, ...
+RUN/reference/train/                 numbers of the model before its first step, for tasks that learn against it
 RUN/logs/process-0.log               what libraries said, a file per process
 RUN/export/adapter/, export/merged/  deployable artifacts, each with its certificate.json
 """
@@ -33,6 +34,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def reference(self) -> Path:
+        return self.path / "reference"
 
     @property
     def logs(self) -> Path:

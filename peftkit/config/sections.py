@@ -95,7 +95,7 @@ class Data(Section):
     split: Literal["random", "stratified", "group", "time"] = "random"
     """How rows are held out: at random, with each label's share kept, whole groups, or the latest."""
     split_by: str | None = None
-    """The column whose groups stay together (`group`) or which says when (`time`), or whose shares are kept (`stratified`: the label)."""
+    """The column whose groups stay together, which says when, or whose shares are kept (left out: the label)."""
     folds: Annotated[int, Field(ge=2)] | None = None
     """Hold out one of so many equal parts for validation, instead of `holdout`."""
     fold: NonNegativeInt = 0

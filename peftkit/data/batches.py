@@ -72,7 +72,8 @@ def training_batches(
         rows = step_rows(step, len(store), batch.total, seed)
         shortest = min(rows, key=lambda row: (store.lengths[row], row))
         dealt = deal(rows, store.lengths, batch.micro, processes, process)
-        yield [_batch(store, task, processor, micro, shortest) for micro in dealt]
+        epoch = step // steps_per_epoch(len(store), batch.total)
+        yield [_batch(store, task, processor, micro, shortest, f"{seed} {epoch}") for micro in dealt]
 
 
 def evaluation_batches(
@@ -88,10 +89,10 @@ def evaluation_batches(
     chunks = [longest_first[start : start + size] for start in range(0, count, size)]
     chunks += [[]] * (-len(chunks) % processes)
     for chunk in chunks[process::processes]:
-        yield chunk, _batch(store, task, processor, chunk, longest_first[-1])
+        yield chunk, _batch(store, task, processor, chunk, longest_first[-1], "evaluation")
 
 
-def _batch(store: Store, task: Task, processor: Any, rows: Sequence[int], spare: int) -> MicroBatch:
-    if rows:
-        return task.collate([store[row] for row in rows], processor)
-    return task.blank(task.collate([store[spare]], processor))
+def _batch(store: Store, task: Task, processor: Any, rows: Sequence[int], spare: int, seed: str) -> MicroBatch:
+    drawn = [task.vary(store[row], processor, random.Random(f"vary {seed} {row}")) for row in rows or [spare]]
+    batch = task.collate(drawn, processor)
+    return batch if rows else task.blank(batch)

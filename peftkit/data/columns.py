@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
+from peftkit.data.rows import Renamed
 from peftkit.data.sources import Table
 from peftkit.errors import DataError
 from peftkit.registry import did_you_mean
 from peftkit.tasks import Task
 
 
-def rename(table: Table, task: Task, columns: dict[str, str]) -> Table:
-    """The rows with the task's own columns only; DataError if none of the sets of columns that it needs is there."""
+def rename(table: Table, task: Task, columns: dict[str, str], keep: Sequence[str] = ()) -> Table:
+    """The rows with the task's own columns, and `keep` of the file's as they are.
+
+    DataError if none of the sets of columns that the task needs is there, or one to keep is not.
+    """
     names = matched(table, task, columns)
     if task.needs and not has_needed(task, names):
         raise DataError(_missing(table, task))
-    rows = [{own: row[name] for own, name in names.items() if name in row} for row in table.rows]
-    return Table(table.name, rows, table.numbers, table.unit)
+    there = columns_of(table) if keep else []
+    for name in keep:
+        if name not in there:
+            raise DataError(
+                f"{table.name} has no column {name!r}{did_you_mean(name, there)}; it has: {', '.join(there)}"
+            )
+    kept = {name: name for name in keep if name not in names}
+    return replace(table, rows=Renamed(table.rows, {**names, **kept}))
 
 
 def matched(table: Table, task: Task, columns: dict[str, str]) -> dict[str, str]:

@@ -2,55 +2,136 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from peftkit.data.report import FIRST, Dropped, SplitReport
 from peftkit.data.sources import Table
+from peftkit.data.store import Writer
 from peftkit.errors import DataError
 from peftkit.tasks import Task
 from peftkit.tasks.base import IGNORED, Features, LabelError, Row, RowError
 
+CHUNK = 500
+ENOUGH = 5_000
+"""Rows from which on it is worth starting other processes, each of which takes seconds to import what it needs."""
 
-def encode(table: Table, task: Task, processor: Any, max_length: int) -> tuple[list[Features], SplitReport]:
-    """Every usable row's features, and the count; DataError for labels that are none, and if no row is usable."""
-    features, cut = [], 0
+
+@dataclass(frozen=True)
+class Encoder:
+    """How rows become features: the same in every process that works at it."""
+
+    task: Task
+    processor: Any
+    max_length: int
+    truncate: str = "right"
+    stride: int | None = None
+
+    def windows(self, row: Row) -> list[Features]:
+        """All features of a row."""
+        return self.task.windows(row, self.processor, self.max_length, self.stride)
+
+    def was_cut(self, windows: Sequence[Features], row: Row) -> bool:
+        """Whether the row had more to say: only one that fills `max_length` can have, and it is asked again with one more."""
+        if len(windows) > 1 or length(windows[0]) < self.max_length:
+            return False
+        longer = self.task.windows(row, self.processor, self.max_length + 1, self.stride)
+        return length(longer[0]) > self.max_length
+
+
+@dataclass
+class Encoded:
+    """What became of some rows: their windows, or why there are none."""
+
+    windows: list[list[Features]] = field(default_factory=list)
+    cut: int = 0
+    problems: dict[int, RowError] = field(default_factory=dict)
+
+
+def encode(table: Table, encoder: Encoder, folder: Path, workers: int | None = None) -> SplitReport:
+    """Write every usable row's features into the new `folder`; DataError for labels that are none, and if no row is usable."""
+    writer = Writer(folder)
+    kept = cut = tokens = targets = at = 0
     dropped: dict[str, list[int]] = defaultdict(list)
     wrong: dict[str, list[int]] = defaultdict(list)
-    for row, number in zip(table.rows, table.numbers, strict=True):
+    for chunk in encoded(table.rows, encoder, workers):
+        cut += chunk.cut
+        for offset, windows in enumerate(chunk.windows, start=at):
+            problem = chunk.problems.get(offset - at)
+            if problem is not None:
+                reasons = wrong if isinstance(problem, LabelError) else dropped
+                reasons[str(problem)].append(table.numbers[offset])
+                continue
+            kept += 1
+            for window in windows:
+                writer.add(offset, window)
+                tokens += length(window)
+                targets += count_targets(window)
+        at += len(chunk.windows)
+    report = [Dropped(reason, len(numbers), numbers[:FIRST]) for reason, numbers in dropped.items()]
+    _check(table, wrong, kept, report)
+    writer.close()
+    return SplitReport(table.name, table.unit, len(table.rows), kept, cut, tokens, targets, report)
+
+
+def encoded(rows: Sequence[Row], encoder: Encoder, workers: int | None) -> Iterator[Encoded]:
+    """The rows' features, some rows at a time and in their order, made by several processes where there are many."""
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), len(rows) // ENOUGH)
+    chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    if workers < 2:
+        yield from map(partial(encode_rows, encoder), chunks)
+        return
+    # Not forked: this process has threads (of tokenizers, torch and the process group), and a fork may inherit a held lock.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        ahead = []
+        for chunk in chunks:
+            ahead.append(pool.submit(encode_rows, encoder, chunk))
+            if len(ahead) > 2 * workers:
+                yield ahead.pop(0).result()
+        yield from chain(future.result() for future in ahead)
+
+
+def encode_rows(encoder: Encoder, rows: Sequence[Row]) -> Encoded:
+    """The features of rows that are in memory."""
+    if hasattr(encoder.processor, "truncation_side"):
+        encoder.processor.truncation_side = encoder.truncate
+    done = Encoded()
+    for number, row in enumerate(rows):
+        windows: list[Features] = []
         try:
-            encoded = task.encode(row, processor, max_length)
-            cut += was_cut(encoded, row, task, processor, max_length)
-            features.append(encoded)
-        except LabelError as problem:
-            wrong[str(problem)].append(number)
+            windows = encoder.windows(row)
+            done.cut += encoder.was_cut(windows, row)
         except RowError as problem:
-            dropped[str(problem)].append(number)
-    reasons = [Dropped(reason, len(numbers), numbers[:FIRST]) for reason, numbers in dropped.items()]
-    _check(table, wrong, features, reasons)
-    tokens = sum(length(row) for row in features)
-    targets = sum(count_targets(row) for row in features)
-    return features, SplitReport(table.name, table.unit, len(table.rows), len(features), cut, tokens, targets, reasons)
-
-
-def was_cut(features: Features, row: Row, task: Task, processor: Any, max_length: int) -> bool:
-    """Whether the row had more to say: only one that fills `max_length` can have, and it is asked again with one more."""
-    if length(features) < max_length:
-        return False
-    return length(task.encode(row, processor, max_length + 1)) > max_length
+            done.problems[number] = problem
+        done.windows.append(windows)
+    return done
 
 
 def length(features: Features) -> int:
-    """Positions of a row."""
-    return len(features.get("input_ids", [0]))
+    """Positions of a window: those of all its texts."""
+    texts = [len(value) for name, value in features.items() if name.endswith("input_ids")]
+    return sum(texts) if texts else 1
 
 
 def count_targets(features: Features) -> int:
-    labels = features.get("labels", [])
-    return sum(label != IGNORED for label in (labels if isinstance(labels, list) else [labels]))
+    """Labels that a loss counts; a window without `labels` is one target (a pair to prefer)."""
+    if "labels" not in features:
+        return 1
+    return int((np.asarray(features["labels"]) != IGNORED).sum())
 
 
-def _check(table: Table, wrong: dict[str, list[int]], kept: list[Features], reasons: list[Dropped]) -> None:
+def _check(table: Table, wrong: dict[str, list[int]], kept: int, reasons: list[Dropped]) -> None:
     if wrong:
         problems = [f"{_places(table, numbers)}: {reason}" for reason, numbers in wrong.items()]
         raise DataError("\n".join(problems) + "\nMend these rows, or name all labels with --task.labels")

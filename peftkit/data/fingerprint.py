@@ -18,13 +18,26 @@ CODE = ("data", "tasks")
 LIBRARIES = ("transformers", "tokenizers")
 
 
-def key(data: Data, task: Task, processor: Any, max_length: int, seed: int) -> str:
+IRRELEVANT = {"train", "validation", "test", "max_length", "cache", "workers", "balance", "temperature"}
+"""Settings of the data that are in the key otherwise, or change no encoded row."""
+
+
+def key(
+    data: Data,
+    task: Task,
+    processor: Any,
+    max_length: int,
+    seed: int,
+    by: str | None = None,
+    anchor: str | None = None,
+) -> str:
     """32 letters that differ wherever the encoded rows might."""
-    holds_out = data.validation is None
+    draws = data.validation is None or data.test_holdout or data.augment.copies
     parts = {
-        "rows": rows_digest(data),
-        "settings": data.model_dump(mode="json", include={"columns", "limit"}),
-        "holdout": (data.holdout, seed) if holds_out else None,
+        "rows": rows_digest(data, anchor),
+        "settings": data.model_dump(mode="json", exclude=IRRELEVANT),
+        "seed": seed if draws else None,
+        "by": by,
         "max_length": max_length,
         "task": task.model_dump(mode="json"),
         "processor": processor_digest(processor),
@@ -34,9 +47,9 @@ def key(data: Data, task: Task, processor: Any, max_length: int, seed: int) -> s
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def rows_digest(data: Data) -> dict[str, str]:
+def rows_digest(data: Data, anchor: str | None = None) -> dict[str, str]:
     """Of every split that is given; the embedded rows are those of this Python's own library."""
-    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    given = {"train": data.train, "validation": data.validation, "test": data.test, "anchor": anchor}
     digests = {split: digest(source, split) for split, source in given.items() if source is not None}
     return digests if data.train is not None else {"train": f"Python {sys.version}", **digests}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from peftkit.cache import cache_root
 from peftkit.config.sections import Data
 from peftkit.data import demo
 from peftkit.data.columns import rename
-from peftkit.data.encode import encode
+from peftkit.data.encode import Encoder, encode
 from peftkit.data.fingerprint import key
 from peftkit.data.report import Report
+from peftkit.data.rows import RowFile, write_rows
 from peftkit.data.sealed import build_once
 from peftkit.data.sources import Table, read
-from peftkit.data.store import Store, write
+from peftkit.data.store import Store
 from peftkit.errors import DataError
 from peftkit.tasks import Task
 from peftkit.tasks.base import RowError
@@ -41,17 +42,39 @@ class Prepared:
     validation: Store | None
     test: Store | None
     report: Report
+    anchor: Store | None = None
+    """Rows of the old domain."""
+    folder: Path = Path()
+
+    def store(self, split: str) -> Store | None:
+        """`train`, `validation`, `test` or `anchor`, if there is one."""
+        found: Store | None = getattr(self, split)
+        return found
+
+    def rows(self, split: str) -> RowFile:
+        """The rows of a split as they were read, under the task's names; `store.row` counts in them."""
+        return RowFile(self.folder / split)
 
 
-def prepare(data: Data, task: Task, processor: Any, context: int | None, seed: int) -> Prepared:
+def prepare(
+    data: Data,
+    task: Task,
+    processor: Any,
+    context: int | None,
+    seed: int,
+    by: str | None = None,
+    anchor: str | None = None,
+) -> Prepared:
     """Read, split and encode, or open what was encoded before.
 
-    `context` is the longest row that the model takes (None: any). DataError for everything that is wrong with the rows.
+    `context` is the longest row that the model takes (None: any); `by` a column that scores are told apart by; `anchor`
+    the rows of the old domain. DataError for everything that is wrong with the rows.
     """
     check(data, task)
     max_length = min(data.max_length, context or data.max_length)
-    folder = cache_root(data.cache) / "data" / key(data, task, processor, max_length, seed)
-    build_once(folder, partial(_build, data=data, task=task, processor=processor, max_length=max_length, seed=seed))
+    folder = cache_root(data.cache) / "data" / key(data, task, processor, max_length, seed, by, anchor)
+    encoder = Encoder(task, processor, max_length, data.truncate, data.stride)
+    build_once(folder, partial(_build, data=data, encoder=encoder, seed=seed, by=by, anchor=anchor))
     return _open(folder)
 
 
@@ -61,13 +84,16 @@ def check(data: Data, task: Task) -> None:
         raise DataError(problem)
 
 
-def tables(data: Data, task: Task, seed: int) -> tuple[Task, dict[str, Table]]:
+def tables(
+    data: Data, task: Task, seed: int, by: str | None = None, anchor: str | None = None
+) -> tuple[Task, dict[str, Table]]:
     """The fitted task and every split's rows, their columns under the task's names."""
-    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    given = {"train": data.train, "validation": data.validation, "test": data.test, "anchor": anchor}
     found = {split: read(source, data.limit, split) for split, source in given.items() if source is not None}
     if data.train is None:
         found = {**demo.tables(data.limit), **found}
-    renamed = {split: rename(table, task, data.columns) for split, table in found.items()}
+    keep = [by] if by else []
+    renamed = {split: rename(table, task, data.columns, keep) for split, table in found.items()}
     try:
         task = task.fit(renamed["train"].rows)
     except RowError as problem:
@@ -89,13 +115,14 @@ def hold_out(table: Table, share: float, seed: int) -> tuple[Table, Table]:
     return table.pick(sorted(rows[count:])), table.pick(sorted(rows[:count]))
 
 
-def _build(folder: Path, data: Data, task: Task, processor: Any, max_length: int, seed: int) -> None:
-    task, found = tables(data, task, seed)
+def _build(folder: Path, data: Data, encoder: Encoder, seed: int, by: str | None, anchor: str | None) -> None:
+    task, found = tables(data, encoder.task, seed, by, anchor)
+    encoder = replace(encoder, task=task)
     splits = {}
     for split, table in found.items():
-        features, splits[split] = encode(table, task, processor, max_length)
-        write(folder / split, features)
-    summary = {"task": task.model_dump(mode="json"), "report": Report(splits, max_length).plain()}
+        splits[split] = encode(table, encoder, folder / split, data.workers)
+        write_rows(folder / split, table.rows)
+    summary = {"task": task.model_dump(mode="json"), "report": Report(splits, encoder.max_length).plain()}
     (folder / SUMMARY).write_text(json.dumps(summary))
 
 
@@ -104,4 +131,5 @@ def _open(folder: Path) -> Prepared:
     report = Report.read(summary["report"])
     stores = {split: Store(folder / split) for split in report.splits}
     task: Task = Task.model_validate(summary["task"])
-    return Prepared(task, stores["train"], stores.get("validation"), stores.get("test"), report)
+    given = {split: stores.get(split) for split in ("validation", "test", "anchor")}
+    return Prepared(task, stores["train"], report=report, folder=folder, **given)

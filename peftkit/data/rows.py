@@ -1,9 +1,9 @@
-"""Rows on disk: one JSON line each and an index of where they start, read one at a time."""
+"""Rows that are not all in memory: on disk (a JSON line each and an index of where they start), picked, renamed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +14,56 @@ from peftkit.tasks.base import Row
 LINES, STARTS = "rows.jsonl", "rows.starts.npy"
 
 
-class RowFile(Sequence[Row]):
+class Lazy(Sequence[Row]):
+    """Rows made when they are asked for: what a subclass gives is `__len__` and `row`."""
+
+    def row(self, index: int) -> Row:
+        """The row at 0 <= index < len(self)."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self.row(at) for at in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.row(index % len(self))
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.row(at) for at in range(len(self)))
+
+
+class Picked(Lazy):
+    """Some of the rows, in the order of `indices`."""
+
+    def __init__(self, rows: Sequence[Row], indices: Sequence[int]) -> None:
+        self.rows, self.indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def row(self, index: int) -> Row:
+        return self.rows[self.indices[index]]
+
+
+class Renamed(Lazy):
+    """The rows with some of their columns under other names: `names` is new name -> the rows' own."""
+
+    def __init__(self, rows: Sequence[Row], names: Mapping[str, str]) -> None:
+        self.rows, self.names = rows, names
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> Row:
+        row = self.rows[index]
+        return {new: row[own] for new, own in self.names.items() if own in row}
+
+
+class RowFile(Lazy):
     """The rows of a folder that `write_rows` made: as many as a disk holds, one in memory."""
 
     def __init__(self, folder: Path) -> None:
@@ -26,21 +75,9 @@ class RowFile(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        start, end = self._starts[index % len(self)], self._starts[index % len(self) + 1]
-        row: Row = json.loads(self._lines[start:end].tobytes())
-        return row
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[at] for at in range(len(self)))
+    def row(self, index: int) -> Row:
+        line: Row = json.loads(self._lines[self._starts[index] : self._starts[index + 1]].tobytes())
+        return line
 
 
 def write_rows(folder: Path, rows: Iterable[Row]) -> RowFile:

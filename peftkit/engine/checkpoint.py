@@ -49,6 +49,8 @@ class Progress:
     best: float | None = None
     waited: int = 0
     """Evaluations since the best one."""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task that the newest validation set: its thresholds."""
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,9 @@ def _accumulate(
     """Run every micro-batch forward and back; this process's part of the step's mean loss."""
     total = 0.0
     for index, batch in enumerate(micro_batches):
-        batch = on_device(batch, world.device, engine)
+        batch = on_device(batch, world.device)
         engine.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-        loss = task.loss(engine.deepspeed(**task.inputs(batch)), batch) / targets
+        loss = task.loss(forward(engine.deepspeed, task, batch), batch) / targets
         # DeepSpeed averages over the processes, and the count of targets is already that of all of them.
         engine.deepspeed.backward(loss * world.processes, scale_wrt_gas=False)
         total += float(loss.detach())
@@ -99,13 +99,21 @@ def _take(engine: Engine) -> None:
         raise
 
 
-def on_device(batch: dict[str, Any], device: torch.device, engine: Engine) -> dict[str, Any]:
-    """The batch where the model is; pixels and sound in the model's own number format."""
-    dtype = next((weight.dtype for weight in engine.model.parameters() if weight.is_floating_point()), torch.float32)
+def forward(model: Any, task: Task, batch: dict[str, Any]) -> Any:
+    """The model's outputs for a batch; pixels and sound enter in the model's own number format, and nothing else is cast."""
+    inputs = task.inputs(batch)
+    if any(value.is_floating_point() for value in inputs.values() if isinstance(value, torch.Tensor)):
+        dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
+        inputs = {
+            name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            for name, value in inputs.items()
+        }
+    return model(**inputs)
 
-    def move(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(device, dtype=dtype if value.is_floating_point() else None, non_blocking=True)
 
-    return {name: move(value) if name != "labels" else value.to(device) for name, value in batch.items()}
+def on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch where the model is."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }

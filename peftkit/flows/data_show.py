@@ -10,9 +10,8 @@ from rich.text import Text
 
 from peftkit.config.run import Run
 from peftkit.data.encode import count_targets, length
-from peftkit.data.prepare import Prepared, prepare
-from peftkit.models.configure import configure, context_limit
-from peftkit.models.find import find
+from peftkit.data.prepare import Prepared
+from peftkit.flows.job import prepare_data
 from peftkit.models.processor import load_processor
 from peftkit.tasks.base import Features
 
@@ -21,10 +20,8 @@ OPEN, CLOSE = "«", "»"
 
 def show(run: Run, rows: int, console: Console | None = None) -> None:
     """Print the first `rows` training rows, exactly as training will see them (and from the same cache)."""
-    source = find(run.model, run.data.cache)
-    processor = load_processor(run.model, source)
-    context = context_limit(configure(run.model, run.task, source))
-    prepared = prepare(run.data, run.task, processor, context, run.seed)
+    source, prepared = prepare_data(run)
+    processor = load_processor(run.model, source, run.task.reads)
     console = console or Console(highlight=False)
     console.print(legend(console.is_terminal))
     for number in range(min(rows, len(prepared.train))):

@@ -65,7 +65,7 @@ def export(
     trained_in = find_checkpoint(folder, checkpoint or run.checkpoint.final)
     # Inside a training's own `chatter_to` there is nothing left to divert.
     with chatter_to(folder.logs / "export.log", verbose or is_active()), whole_weights():
-        run, base, batches = open_run(run)
+        run, base, batches = open_run(run, read_progress(trained_in).tuned)
         model = run.strategy.adapt(base.model, base.fresh)
         put_trained(model, read_trained(trained_in))
         certificate = export_trained(
@@ -242,10 +242,10 @@ def find_checkpoint(folder: RunFolder, wanted: str) -> Path:
     return folder.checkpoint(int(number))
 
 
-def open_run(run: Run) -> tuple[Run, Base, list[Batch]]:
-    """The run with what its task learnt from the training rows (its labels), the base, and held-out rows."""
+def open_run(run: Run, tuned: Mapping[str, Any]) -> tuple[Run, Base, list[Batch]]:
+    """The run with what its task learnt from the rows (its labels, its thresholds), the base, and held-out rows."""
     _, prepared = prepare_data(run)
-    run = run.model_copy(update={"task": prepared.task})
+    run = run.model_copy(update={"task": prepared.task.model_copy(update=dict(tuned))})
     base = load(run.model, run.task, run.strategy, dtype_of(run), run.seed, run.data.cache)
     store = prepared.validation or prepared.test or prepared.train
     found = evaluation_batches(store, run.task, base.processor, 2, 1, 0, ROWS)

@@ -128,9 +128,9 @@ def sketch(run: Run, processes: int) -> tuple[Run, str, Config, Prepared, Count]
 def prepare_data(run: Run) -> tuple[str, Prepared]:
     """The base's place, and the data encoded for it."""
     source = find(run.model, run.data.cache)
-    processor = load_processor(run.model, source)
+    processor = load_processor(run.model, source, run.task.reads)
     context = context_limit(configure(run.model, run.task, source))
-    return source, prepare(run.data, run.task, processor, context, run.seed)
+    return source, prepare(run.data, run.task, processor, context, run.seed, run.eval.by, run.eval.anchor)
 
 
 def engine_config(run: Run, processes: int) -> tuple[str, Config]:

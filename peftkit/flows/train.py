@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from peftkit.config.read import write
 from peftkit.config.run import Run
@@ -19,11 +20,13 @@ from peftkit.engine.random_state import seed_all
 from peftkit.engine.state import capture, load_weights, restore
 from peftkit.engine.world import World, identity, joined
 from peftkit.errors import ConfigError
-from peftkit.evaluation.score import score
+from peftkit.evaluation.reference import join_reference
+from peftkit.evaluation.score import Split, score
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
 from peftkit.metrics import Metric
 from peftkit.run_folder import RunFolder, free_folder
+from peftkit.tasks import Task
 from peftkit.tracking.jsonl import truncate_after
 from peftkit.tracking.quiet import chatter_to
 from peftkit.tracking.teller import Teller
@@ -66,13 +69,15 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
     begin_folder(job, folder, progress, world)  # what cannot be resumed was left as it is
     base = {"source": job.base.source, "fingerprint": job.base.fingerprint}
     teller.log_to(folder.metrics)
+    if run.task.reference:
+        join_references(job, engine, folder, first_time=saved is None)
     if run.eval.before and not progress.step:
-        evaluate(job, engine, "validation", progress, teller)
+        evaluate_all(job, engine, progress, teller)
     teller.start(job.steps, progress.step)
     for current, step in all_steps(job, engine, progress):
         engine = current  # a stage of unfreezing opens another one
         teller.step(step.row())
-        better = evaluates(job, step.step) and evaluate(job, engine, "validation", progress, teller)
+        better = evaluates(job, step.step) and evaluate_all(job, engine, progress, teller)
         last = step.step == job.steps or gives_up(run, progress)
         if better or last or step.step % (run.checkpoint.every or job.epoch) == 0:
             save(engine, folder, progress, world, base)
@@ -133,16 +138,49 @@ def open_next_stage(job: Job, engine: Engine, stage: int) -> Engine:
     return engine
 
 
+def join_references(job: Job, engine: Engine, folder: RunFolder, first_time: bool) -> None:
+    """The numbers of the model before its first step, for a task that learns against it."""
+    for split in ("train", "validation", "test", "anchor"):
+        store, task = job.prepared.store(split), job.run.task
+        if store is not None:
+            batches = job.evaluation(store, None)
+            join_reference(engine.deepspeed, batches, store, task, job.world, folder.reference / split, first_time)
+
+
+def evaluate_all(job: Job, engine: Engine, progress: Progress, teller: Teller) -> bool:
+    """Score the validation rows, and those of the old domain if there are any; whether the former is the best so far."""
+    better = evaluate(job, engine, "validation", progress, teller)
+    evaluate(job, engine, "anchor", progress, teller)
+    return better
+
+
 def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: Teller) -> bool:
-    """Score a split if there is one; for validation, whether it is the best score so far."""
-    store = job.prepared.validation if split == "validation" else job.prepared.test
+    """Score a split if there is one; for validation, whether it is the best score so far.
+
+    Thresholds are set by the validation rows alone, and hold for what is scored until the next validation.
+    """
+    store = job.prepared.store(split)
     if store is None:
         return False
     rows = job.run.eval.rows if split == "validation" else None
-    numbers = score(engine, job.evaluation(store, rows), job.run.task, job.metrics, job.world)
+    validates = split == "validation"
+    task = job.run.task.model_copy(update=progress.tuned)
+    scored = score(
+        engine.deepspeed,
+        job.evaluation(store, rows),
+        Split(store, job.prepared.rows(split), job.base.processor),
+        job.run.task if validates else task,
+        job.metrics,
+        job.world,
+        job.run.generate,
+        job.run.eval.by,
+        tunes=validates,
+    )
+    numbers = scored.numbers
     teller.evaluation(split, progress.step, numbers)
-    if split != "validation" or not progress.step:
+    if not validates or not progress.step:
         return False
+    progress.tuned = changes(job.run.task, scored.task)
     progress.evals.append(numbers["loss"])
     value = numbers[job.run.eval.best]
     if progress.best is not None and not is_better(value, progress.best, job):
@@ -150,6 +188,12 @@ def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: T
         return False
     progress.best, progress.best_step, progress.waited = value, progress.step, 0
     return True
+
+
+def changes(task: Task, tuned: Task) -> dict[str, Any]:
+    """The settings in which `tuned` differs."""
+    before = task.model_dump(mode="json")
+    return {name: value for name, value in tuned.model_dump(mode="json").items() if value != before[name]}
 
 
 def is_better(value: float, best: float, job: Job) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from peftkit.config.section import Choice
 
@@ -14,6 +14,10 @@ class Metric(Choice, kind="metric", default="loss"):
     needs: ClassVar[tuple[str, ...]] = ()
     """The keys that it reads of each record."""
     higher_is_better: ClassVar[bool] = True
+
+    def fit(self, task: Any) -> Self:
+        """This metric with what it must know of the task (the order of its labels); the same object if nothing."""
+        return self
 
     def compute(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Its numbers by name; the first is the one that `--eval.best` compares when it is called by the metric's name."""

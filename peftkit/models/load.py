@@ -57,7 +57,7 @@ def load(
     What the checkpoint lacks is drawn from `seed`. Under an HfDeepSpeedConfig for ZeRO-3 the weights come in shards.
     """
     source = find(settings, cache)
-    processor = load_processor(settings, source)
+    processor = load_processor(settings, source, task.reads)
     config = configure(settings, task, source)
     _check_vocabulary(config, processor, settings)
     if Path(source).is_dir():

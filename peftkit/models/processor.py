@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from peftkit.config.sections import Model
 from peftkit.errors import ModelError
 from peftkit.models.find import hub_words
 
 
-def load_processor(settings: Model, source: str) -> Any:
-    """The tokenizer of `--model.tokenizer` or of the model; where there is none (images), the model's processor."""
+def load_processor(settings: Model, source: str, reads: str = "text") -> Any:
+    """The tokenizer of `--model.tokenizer` or of the model; for a task that `reads` images or sound, the model's processor."""
+    if reads != "text":
+        return _read_media(settings, source, reads)
     processor = _read(settings, settings.tokenizer or source)
     if hasattr(processor, "add_tokens"):
         _set_template(processor, settings)
         processor.add_tokens(settings.add_tokens)
         _set_padding(processor)
     return processor
+
+
+def _read_media(settings: Model, source: str, reads: str) -> Any:
+    """What turns images or sound into the model's numbers (and, of a model that also writes, text into tokens)."""
+    kinds = [AutoImageProcessor] if reads == "image" else [AutoProcessor, AutoFeatureExtractor]
+    said = "no reason given"
+    for kind in kinds:
+        try:
+            read = kind.from_pretrained(source, **hub_words(settings, source))
+        except Exception as problem:  # transformers, Pillow and the hub each have their own
+            said = (str(problem).strip().splitlines() or [said])[0]
+            continue
+        if not hasattr(read, "get_vocab"):  # AutoProcessor falls back to a tokenizer
+            return read
+    raise ModelError(f"{source} has no processor for {reads} that can be read ({said})")
 
 
 def vocabulary(tokenizer: Any) -> int:

@@ -1,0 +1,60 @@
+"""Text written by a model: greedy or with beams, so that the same weights write the same text in any world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from peftkit.config.sections import Generate
+from peftkit.models.inspect import inner
+from peftkit.tasks import Task
+from peftkit.tasks.base import Batch
+
+
+def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: Generate) -> list[list[int]]:
+    """The new tokens of each row of the batch, without padding and what follows the end.
+
+    All processes of a ZeRO-3 world must call it together, each with a batch.
+    """
+    asked = task.prompts(batch, processor)
+    if asked is None:
+        return [[] for _ in next(iter(batch.values()))]
+    plain: Any = getattr(model, "module", model)
+    whole = plain.generate(
+        **asked,
+        **settings.model_dump(),
+        do_sample=False,
+        use_cache=True,
+        synced_gpus=_is_sharded(plain),
+        **_without_sampling(plain),
+    )
+    config: Any = inner(plain)[1].config
+    # An encoder-decoder's text begins with its start token, a decoder's with the prompt.
+    start = 1 if config.is_encoder_decoder else asked["input_ids"].shape[1]
+    ends = ends_of(plain, processor)
+    return [until_end(row, ends) for row in whole[:, start:].tolist()]
+
+
+def until_end(ids: list[int], ends: set[int]) -> list[int]:
+    """The tokens before the first that ends a text."""
+    stop = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:stop]
+
+
+def ends_of(model: Any, processor: Any) -> set[int]:
+    """Every token that ends a text: the tokenizer's, and those that the model's own settings name."""
+    named = model.generation_config.eos_token_id
+    known = named if isinstance(named, list) else [named]
+    return {token for token in [*known, getattr(processor, "eos_token_id", None)] if token is not None}
+
+
+def _without_sampling(model: Any) -> dict[str, Any]:
+    """A model's own settings for sampling would be warned of, as nothing is drawn here."""
+    drawn = ("temperature", "top_p", "top_k", "typical_p", "min_p")
+    return {name: None for name in drawn if getattr(model.generation_config, name, None) is not None}
+
+
+def _is_sharded(model: Any) -> bool:
+    first = next(model.parameters())
+    return hasattr(first, "ds_status") and torch.distributed.is_initialized()

@@ -1,0 +1,53 @@
+"""What a loss needs of the model as it was before its first step: computed once, kept in the run's folder.
+
+A preference is learnt against a reference model. That is the model at its start, so no second one is held in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from peftkit.data.store import Store
+from peftkit.engine.loop import forward, on_device
+from peftkit.engine.world import World
+from peftkit.evaluation.score import Batches
+from peftkit.tasks import Task
+
+
+def join_reference(
+    model: Any, batches: Batches, store: Store, task: Task, world: World, folder: Path, first_time: bool
+) -> None:
+    """Put the reference's numbers beside the features of `store`: computed before the first step, else read from `folder`.
+
+    Every process calls it. Raises FileNotFoundError if they are neither there nor can be computed any more.
+    """
+    if first_time:
+        found = _values(model, batches, len(store), task, world)
+        if world.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, column in found.items():
+                np.save(folder / f"{name}.npy", column, allow_pickle=False)
+        world.wait()
+    store.join({name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in task.reference})
+
+
+def _values(model: Any, batches: Batches, windows: int, task: Task, world: World) -> dict[str, Any]:
+    training = model.training
+    model.eval()
+    mine: list[tuple[int, dict[str, float]]] = []
+    with torch.no_grad():
+        for numbers, batch in batches:
+            batch = on_device(batch, world.device)
+            values = task.reference_values(forward(model, task, batch), batch)
+            rows = zip(*(values[name].tolist() for name in task.reference), strict=True)
+            mine += zip(numbers, (dict(zip(task.reference, row, strict=True)) for row in rows), strict=False)
+    model.train(training)
+    columns = {name: np.zeros(windows, np.float32) for name in task.reference}
+    for number, row in (pair for each in world.gather(mine) for pair in each):
+        for name, value in row.items():
+            columns[name][number] = value
+    return columns
