@@ -1,0 +1,74 @@
+"""What each task is tested with: tiny models, rows, and transformers' own loss of one row alone, the oracle of a step.
+
+A task's case is one entry of CASES. tests/test_promises.py holds every step against it in every world, and the README's
+table of what goes with what is made of the outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROWS = 19
+"""Three steps of at most eight, the last one of three rows."""
+Oracle = Callable[[Any, dict[str, Any], dict[str, Any]], tuple[torch.Tensor, float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task's models, rows and oracle."""
+
+    families: tuple[str, ...]
+    """Tiny models that it is run with (tests/tiny.py), the first one everywhere."""
+    rows: Callable[[Path], list[dict[str, Any]]]
+    """Rows of very different lengths; the folder takes what they need beside them (images)."""
+    oracle: Oracle
+    """(model, one window's features, the step's shared values) -> its loss SUMMED over its targets, without padding and
+    without peftkit's own loss, and their number."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What `save_tiny` is told: the head, the number of labels."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task."""
+    only: tuple[str, ...] = ()
+    """The strategies that it is run with, where not all of them are."""
+
+
+def text(row: int) -> tuple[str, str]:
+    return f"question {row} " + "and so on " * (row % 7), "word " * (1 + (row * row) % 17)
+
+
+def next_token_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """transformers' own mean loss of one row times its targets."""
+    labels = torch.tensor([features["labels"]])
+    count = int((labels[:, 1:] != -100).sum())
+    return model(input_ids=torch.tensor([features["input_ids"]]), labels=labels).loss * count, count
+
+
+def one_label_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    extra = {name: torch.tensor([features[name]]) for name in ("token_type_ids",) if name in features}
+    labels = torch.tensor([features["labels"]])
+    return model(input_ids=torch.tensor([features["input_ids"]]), labels=labels, **extra).loss, 1
+
+
+CASES: dict[str, Case] = {
+    "causal_lm": Case(
+        ("llama", "gpt2", "gemma"),
+        lambda folder: [{"text": question + answer} for question, answer in map(text, range(ROWS))],
+        next_token_loss,
+    ),
+    "chat": Case(
+        ("qwen", "llama"),
+        lambda folder: [{"prompt": question, "response": answer} for question, answer in map(text, range(ROWS))],
+        next_token_loss,
+    ),
+    "sequence_classification": Case(
+        ("bert", "roberta", "distilbert", "albert", "electra", "llama", "bart", "t5"),
+        lambda folder: [{"text": text(row)[0], "label": f"L{row % 3}"} for row in range(ROWS)],
+        one_label_loss,
+        model={"num_labels": 3},
+    ),
+}
