@@ -38,8 +38,17 @@ BEHIND = {
     "deepspeed": ("engine", "models.load"),
     "peft": ("strategies", "exporters", "evaluation.verify"),
     "bitsandbytes": ("strategies.qlora", "engine.optim"),
-    "datasets": ("data",),
+    "datasets": ("data.sources.hub", "data.sources.columnar"),
+    "pyarrow": ("data.sources.columnar",),
+    "fsspec": ("data.sources.remote",),
+    "zstandard": ("data.sources.opened",),
     "sklearn": ("metrics",),
+    "scipy": ("metrics",),
+    "seqeval": ("metrics.entity_f1",),
+    "sacrebleu": ("metrics.bleu",),
+    "rouge_score": ("metrics.rouge",),
+    "jiwer": ("metrics.error_rate",),
+    "evaluate": ("metrics.evaluate",),
     "gguf": ("models",),
 }
 """Each third party that peftkit would want to replace or follow, and the only files that know it."""

@@ -79,7 +79,7 @@ def _described(part: Any) -> list[str]:
 def code_digest(task: Task) -> str:
     """Of the code that reads and encodes rows: a mended bug must not live on in old caches."""
     package = Path(__file__).parents[1]
-    files = [file for room in CODE for file in sorted((package / room).glob("*.py"))]
+    files = [file for room in CODE for file in sorted((package / room).rglob("*.py"))]
     found = hashlib.sha256()
     for file in [*files, Path(inspect.getfile(type(task)))]:
         found.update(file.read_bytes())

@@ -33,18 +33,18 @@ def table(*rows):
     ],
 )
 def test_usual_names_are_found_and_other_columns_left_behind(task, row, expected):
-    assert rename(table(row), task, {}).rows == [expected]
+    assert list(rename(table(row), task, {}).rows) == [expected]
 
 
 def test_settings_go_before_names_and_no_column_is_taken_twice():
     row = {"text": "a", "label": "b", "stars": 5, "review": "c"}
     columns = {"text": "review", "label": "stars"}
-    assert rename(table(row), SequenceClassification(), columns).rows == [{"text": "c", "label": 5}]
+    assert list(rename(table(row), SequenceClassification(), columns).rows) == [{"text": "c", "label": 5}]
 
 
 def test_rows_may_lack_columns_that_others_have():
     rows = rename(table({"prompt": "a"}, {"prompt": "b", "response": "c"}), Chat(), {}).rows
-    assert rows == [{"prompt": "a"}, {"prompt": "b", "response": "c"}]
+    assert list(rows) == [{"prompt": "a"}, {"prompt": "b", "response": "c"}]
 
 
 def test_an_unknown_column_suggests_the_nearest_and_lists_what_there_is():

@@ -130,10 +130,10 @@ def test_a_missing_file_without_neighbours_is_said_to_be_missing(tmp_path):
         digest(str(tmp_path / "nowhere" / "rows.csv"))
 
 
-def test_a_folder_names_its_files(tmp_path):
+def test_a_folder_of_several_formats_counts_them(tmp_path):
     put(tmp_path, "b.jsonl", LINES)
     put(tmp_path, "a.csv", CSV)
-    with pytest.raises(DataError, match=r"is a folder; name one of its files: a\.csv, b\.jsonl"):
+    with pytest.raises(DataError, match=r"data files of several formats \(1 \.csv, 1 \.jsonl\); name those of one"):
         read(str(tmp_path))
 
 
