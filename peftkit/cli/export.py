@@ -14,7 +14,7 @@ def run(words: list[str]) -> int:
     parser = Parser("export", "Turn a run into what can be deployed; every export is compared with what was trained.")
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.add_argument("--to", default="merged", help="adapter, merged, ...: see peftkit choices (default: merged)")
-    which = "last, best, or a step such as 100 (default: the run's --checkpoint.final)"
+    which = "last, best, average (of the last ones), or a step such as 100 (default: the run's --checkpoint.final)"
     parser.add_argument("--checkpoint", default=None, help=which)
     parser.add_argument("--verbose", action="store_true", help="show libraries' messages and tracebacks")
     asked = parser.read(words)

@@ -3,8 +3,8 @@
 RUN/checkpoints/step-000100/
     manifest.json                            format, step, base, processes, versions, sha256 of every other file
     progress.json                            how far the run is: step, evaluations, best
-    trained-00001-of-00002.safetensors       fp32 weights of what the strategy trains, a file per process
-    optimizer-00001-of-00002.safetensors     their optimizer state, by parameter name
+    trained-00001-of-00002.safetensors       fp32 weights of what the strategy trains, a file per process; BatchNorm's statistics
+    optimizer-00001-of-00002.safetensors     their optimizer state, by parameter name; their running average
     process-00001-of-00002.safetensors       what is this process's own: random numbers, 8-bit block scales, counters
 """
 
@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from peftkit.engine.average import AVERAGE
 from peftkit.engine.open import Engine
 from peftkit.engine.random_state import random_state, set_random_state
-from peftkit.engine.state import State, capture, restore
+from peftkit.engine.state import SEPARATOR, State, capture, restore
+from peftkit.engine.statistics import share_statistics, statistics
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError
 from peftkit.run_folder import RunFolder
@@ -74,6 +76,7 @@ def save(engine: Engine, run: RunFolder, progress: Progress, world: World, base:
     """
     final = run.checkpoint(progress.step)
     partial = final.with_name(final.name + PARTIAL)
+    share_statistics(engine.model)
     state = capture(engine, lambda index: index % world.processes == world.process)
     problem = _attempt(lambda: _start(partial, world))
     world.wait()
@@ -140,6 +143,28 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
     if problems:
         raise CheckpointError("\n".join(problems))
     return _read_parts(folder, "trained")
+
+
+def read_result(folders: Sequence[Path], averaged: bool = False) -> dict[str, Tensor]:
+    """The weights that are scored and exported: the mean over the checkpoints, of their running averages if `averaged`.
+
+    BatchNorm's counters, which are whole numbers, are the last checkpoint's. Raises CheckpointError if one does not verify,
+    or if they do not hold the same weights.
+    """
+    read = [read_trained(folder) | (_read_averages(folder) if averaged else {}) for folder in folders]
+    for folder, weights in zip(folders, read, strict=True):
+        if weights.keys() != read[-1].keys():
+            raise CheckpointError(f"{folder} holds other weights than {folders[-1]}: there is no mean of them")
+    return {
+        name: torch.stack([weights[name] for weights in read]).mean(0) if last.is_floating_point() else last
+        for name, last in read[-1].items()
+    }
+
+
+def _read_averages(folder: Path) -> dict[str, Tensor]:
+    ending = SEPARATOR + AVERAGE
+    states = _read_parts(folder, "optimizer")
+    return {name.removesuffix(ending): value for name, value in states.items() if name.endswith(ending)}
 
 
 def verify(folder: Path) -> list[str]:
@@ -251,8 +276,9 @@ def _finish(
 def _audit(partial: Path, everyones: list[tuple[str | None, dict[str, str], list[str]]], engine: Engine) -> None:
     """Every trained parameter is there, whole: an adapter saved under ZeRO-3 must not be a file of empty tensors."""
     written = {name for _, _, names in everyones for name in names}
-    missing = sorted(set(engine.trained()) - written)
-    shapes = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in engine.trained().items()}
+    expected = engine.trained() | statistics(engine.model)
+    missing = sorted(set(expected) - written)
+    shapes = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in expected.items()}
     wrong = [name for name, value in _read_parts(partial, "trained").items() if tuple(value.shape) != shapes[name]]
     if missing or wrong:
         raise CheckpointError(f"missing: {missing[:5]}; of a wrong shape: {wrong[:5]}")

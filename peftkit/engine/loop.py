@@ -11,14 +11,23 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from peftkit.engine.open import Engine
 from peftkit.engine.world import World
 from peftkit.errors import PeftkitError
-from peftkit.tasks import Task
+
+
+class Learnt(Protocol):
+    """What the loop knows of a task: see `tasks.base.Task`."""
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]: ...
+
+    def targets(self, batch: dict[str, Any]) -> int: ...
+
+    def loss(self, outputs: Any, batch: dict[str, Any]) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Step:
 def steps(
     engine: Engine,
     batches: Iterable[Sequence[dict[str, Any]]],
-    task: Task,
+    task: Learnt,
     world: World,
     rate: Callable[[int], float],
     done: int = 0,
@@ -63,7 +72,7 @@ def steps(
 
 
 def _accumulate(
-    engine: Engine, micro_batches: Sequence[dict[str, Any]], task: Task, world: World, targets: float
+    engine: Engine, micro_batches: Sequence[dict[str, Any]], task: Learnt, world: World, targets: float
 ) -> float:
     """Run every micro-batch forward and back; this process's part of the step's mean loss."""
     total = 0.0
@@ -99,7 +108,7 @@ def _take(engine: Engine) -> None:
         raise
 
 
-def forward(model: Any, task: Task, batch: dict[str, Any]) -> Any:
+def forward(model: Any, task: Learnt, batch: dict[str, Any]) -> Any:
     """The model's outputs for a batch; pixels and sound enter in the model's own number format, and nothing else is cast."""
     inputs = task.inputs(batch)
     if any(value.is_floating_point() for value in inputs.values() if isinstance(value, torch.Tensor)):

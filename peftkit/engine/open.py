@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from peftkit.engine.ds_config import Config, offload_devices, offloads_optimizer, stage_of
 from peftkit.engine.optim import Group, Optimizer, parameter_groups
+from peftkit.engine.statistics import hold_frozen
 from peftkit.errors import ConfigError, ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,6 +29,8 @@ class Engine:
     deepspeed: Any
     zero: int
     """The ZeRO stage that really runs."""
+    hooks: list[Any] = field(default_factory=list)
+    """Handles of what was hung on the model; `close` takes it off."""
 
     @property
     def model(self) -> nn.Module:
@@ -76,7 +79,9 @@ class Engine:
             group["lr"] = group["peak"] * factor
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks off the model, so that it can be opened again."""
+        """Take all hooks off the model, DeepSpeed's and ours, so that it can be opened again."""
+        for handle in self.hooks:
+            handle.remove()
         self.deepspeed.destroy()
 
 
@@ -90,7 +95,7 @@ def open_engine(
         raise ModelError("no weight trains: --strategy froze all of them")
     optimizer = optim.build(groups, offloads_optimizer(config))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
-    return Engine(engine, stage_of(config))
+    return Engine(engine, stage_of(config), hold_frozen(model))
 
 
 def ready_deepspeed() -> Any:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from peftkit.engine.open import Engine
+from peftkit.engine.statistics import statistics
 from peftkit.errors import CheckpointError
 
 SEPARATOR = "|"
@@ -25,6 +26,8 @@ SEPARATOR = "|"
 @dataclass
 class State:
     """`weights`: name -> fp32 tensor. `optimizer`: "name|exp_avg" -> tensor. `counters`: "group|step" -> 0-dimensional tensor.
+
+    Among the weights are the running statistics of BatchNorm layers that train, as this process has them.
 
     `local` holds what neither belongs to one parameter nor can be cut elsewhere (the codes and block scales of 8-bit
     optimizers): it fits the same process of the same world at the same ZeRO stage only.
@@ -43,6 +46,11 @@ def capture(engine: Engine, mine: Callable[[int], bool] = lambda index: True) ->
     state = State(counters=_counters(engine), local=_local_state(engine), scaler=_scaler_state(engine))
     _link(engine)
     kinds = _kinds(engine)
+    if mine(0):
+        state.weights |= {
+            name: _copy(value.float() if value.is_floating_point() else value)
+            for name, value in statistics(engine.model).items()
+        }
     for index, (name, parameter) in enumerate(engine.trained().items()):
         weight = full_weight(engine, parameter)
         if mine(index):
@@ -69,17 +77,20 @@ def restore(engine: Engine, state: State) -> None:
             _set_full(engine, parameter, state.weights[name], None)
         for kind, value in slots.get(name, {}).items():
             _set_full(engine, parameter, value, kind)
+    for name, buffer in statistics(engine.model).items():
+        if name in state.weights:
+            buffer.copy_(state.weights[name])
     for name, value in state.scaler.items():
         if engine.loss_scaler:
             setattr(engine.loss_scaler, name, value.item())
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy `weights` into the parameters of the same names, also where ZeRO-3 has cut them.
+    """Copy `weights` into the parameters and buffers of the same names, also where ZeRO-3 has cut them.
 
     Raises CheckpointError on a name that the model does not have, or another shape.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, value in weights.items():
         if name not in parameters:
             raise CheckpointError(
@@ -103,7 +114,7 @@ def full_weight(engine: Engine, parameter: nn.Parameter) -> Tensor:
     return value
 
 
-def gathered(parameter: nn.Parameter, writing: bool = False) -> Any:
+def gathered(parameter: Tensor, writing: bool = False) -> Any:
     """A context in which `parameter` is whole, where ZeRO-3 has cut it; what the first process writes there reaches all."""
     if not hasattr(parameter, "ds_id"):
         return nullcontext()

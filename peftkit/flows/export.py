@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from peftkit.config.read import load as load_run
 from peftkit.config.run import Run
 from peftkit.data.batches import evaluation_batches
-from peftkit.engine.checkpoint import read_progress, read_trained
+from peftkit.engine.checkpoint import read_progress, read_result
 from peftkit.engine.ds_config import read_config
 from peftkit.engine.open import DTYPES, choose_precision
+from peftkit.engine.statistics import statistics
 from peftkit.errors import CheckpointError, ConfigError, ExportError
 from peftkit.evaluation.certificate import Certificate, versions, weight_files
 from peftkit.evaluation.verify import (
@@ -55,19 +56,21 @@ def export(
 ) -> Path:
     """Export a run to RUN/export/<name>/, and return that folder.
 
-    `checkpoint` is "last", "best", or a step such as "100"; left out, what the run's `checkpoint.final` says.
+    `checkpoint` is "last", "best", "average" (of the last ones), or a step such as "100"; left out, what the run's
+    `checkpoint.final` says.
     Raises ExportError, and leaves nothing, if the export is not what was trained.
     """
     folder = RunFolder(run_folder)
     run = read_run(folder.config)
     exporter = read_exporter(to)
     check_fits(exporter, run.strategy)
-    trained_in = find_checkpoint(folder, checkpoint or run.checkpoint.final)
+    taken = find_checkpoints(folder, checkpoint or run.checkpoint.final, run.checkpoint.average)
+    trained_in = taken[-1]
     # Inside a training's own `chatter_to` there is nothing left to divert.
     with chatter_to(folder.logs / "export.log", verbose or is_active()), whole_weights():
         run, base, batches = open_run(run, read_progress(trained_in).tuned)
         model = run.strategy.adapt(base.model, base.fresh)
-        put_trained(model, read_trained(trained_in))
+        put_trained(model, read_result(taken, averaged=run.regularize.ema is not None))
         certificate = export_trained(
             exporter, model, base.processor, run, batches, folder.export(exporter.name),
             source=base.source, fingerprint=check_base(trained_in, base),
@@ -226,6 +229,19 @@ def check_fits(exporter: Exporter, strategy: Strategy) -> None:
         )
 
 
+def find_checkpoints(folder: RunFolder, wanted: str, count: int) -> list[Path]:
+    """What `find_checkpoint` finds, or for `average` the last `count` of them, oldest first; fewer if there are fewer."""
+    if wanted != "average":
+        return [find_checkpoint(folder, wanted)]
+    steps = folder.checkpoint_steps()[-count:]
+    if not steps:
+        raise CheckpointError(f"{folder.path} has no complete checkpoint to export")
+    if len(steps) < count:
+        told = f"averaging {len(steps)} checkpoints, as there are no {count} (steps {', '.join(map(str, steps))})"
+        Console(file=terminal(), highlight=False).print(told)
+    return [folder.checkpoint(step) for step in steps]
+
+
 def find_checkpoint(folder: RunFolder, wanted: str) -> Path:
     """The folder of the `last` checkpoint, of the `best`, or of the step that is named (`100` or `step-000100`)."""
     steps = folder.checkpoint_steps()
@@ -261,9 +277,10 @@ def dtype_of(run: Run) -> torch.dtype:
 
 def put_trained(model: nn.Module, trained: Mapping[str, Tensor]) -> None:
     """Put a checkpoint's fp32 weights into the adapted model; CheckpointError if they are not this model's."""
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    expected = [*statistics(model), *(name for name, weight in model.named_parameters() if weight.requires_grad)]
     strange = sorted(trained.keys() - parameters.keys())
-    lacking = sorted(name for name, parameter in parameters.items() if parameter.requires_grad and name not in trained)
+    lacking = sorted(set(expected) - trained.keys())
     misfit = sorted(
         name for name in trained.keys() & parameters.keys() if trained[name].shape != parameters[name].shape
     )

@@ -6,18 +6,23 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from peftkit.config.read import write
 from peftkit.config.run import Run
 from peftkit.data.batches import steps_per_epoch
+from peftkit.engine.ahead import with_ahead
+from peftkit.engine.average import averaged, follow
 from peftkit.engine.checkpoint import PARTIAL, Progress, Saved, newest, prune, read_trained, resume, save
 from peftkit.engine.loop import Step, steps
+from peftkit.engine.noise import add_noise
 from peftkit.engine.open import Engine, open_engine
+from peftkit.engine.pull import pull_back
 from peftkit.engine.random_state import seed_all
 from peftkit.engine.state import capture, load_weights, restore
+from peftkit.engine.statistics import share_statistics
 from peftkit.engine.world import World, identity, joined
 from peftkit.errors import ConfigError
 from peftkit.evaluation.reference import join_reference
@@ -27,6 +32,7 @@ from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch,
 from peftkit.metrics import Metric
 from peftkit.run_folder import RunFolder, free_folder
 from peftkit.tasks import Task
+from peftkit.tasks.r_drop import RDrop, check_dropout
 from peftkit.tracking.jsonl import truncate_after
 from peftkit.tracking.quiet import chatter_to
 from peftkit.tracking.teller import Teller
@@ -93,6 +99,7 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
 def all_steps(job: Job, engine: Engine, progress: Progress) -> Iterator[tuple[Engine, Step]]:
     """Every step from `progress.step` on, with the engine that took it: a new stage of unfreezing opens another."""
     schedule, run = job.run.schedule, job.run
+    task = RDrop(run.task, run.regularize.r_drop) if run.regularize.r_drop else run.task
 
     def rate(step: int) -> float:
         return schedule.factor(step, job.steps, progress.evals)
@@ -102,7 +109,9 @@ def all_steps(job: Job, engine: Engine, progress: Progress) -> Iterator[tuple[En
         while end < job.steps and job.stage(end) == stage:
             end += 1
         batches = job.batches(progress.step, end)
-        for step in steps(engine, batches, run.task, job.world, rate, progress.step):
+        if run.task.looks_ahead:
+            batches = with_ahead(engine, batches, run.task, job.world)
+        for step in steps(engine, batches, task, job.world, rate, progress.step):
             progress.step = step.step
             yield engine, step
         if end < job.steps:
@@ -117,7 +126,7 @@ def open_at(job: Job, step: int, saved: Saved | None) -> Engine:
     # A checkpoint is written after its last step: the next one may belong to another stage, which then starts here.
     stage = job.stage(max(0, step - 1))
     job.unfreeze(stage)
-    engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
+    engine = opened(job)
     if saved:
         resume(engine, saved, job.world)
         if job.stage(step) != stage and step < job.steps:
@@ -133,8 +142,23 @@ def open_next_stage(job: Job, engine: Engine, stage: int) -> Engine:
     state = capture(engine)
     engine.close()
     job.unfreeze(stage)
-    engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
+    engine = opened(job)
     restore(engine, state)
+    return engine
+
+
+def opened(job: Job) -> Engine:
+    """An engine over what trains by now, with the run's regularisation."""
+    chosen = job.run.regularize
+    if chosen.r_drop:
+        check_dropout(job.model)
+    noise = add_noise(job.model, chosen.neftune) if chosen.neftune else []
+    engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
+    engine.hooks.extend(noise)
+    if chosen.pull:
+        pull_back(engine, chosen.pull)
+    if chosen.ema is not None:
+        follow(engine, chosen.ema)  # after the pull, so that it is in the average
     return engine
 
 
@@ -165,17 +189,20 @@ def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: T
     rows = job.run.eval.rows if split == "validation" else None
     validates = split == "validation"
     task = job.run.task.model_copy(update=progress.tuned)
-    scored = score(
-        engine.deepspeed,
-        job.evaluation(store, rows),
-        Split(store, job.prepared.rows(split), job.base.processor),
-        job.run.task if validates else task,
-        job.metrics,
-        job.world,
-        job.run.generate,
-        job.run.eval.by,
-        tunes=validates,
-    )
+    share_statistics(engine.model)
+    # Where the weights are averaged, it is the average that is scored, and exported.
+    with averaged(engine) if job.run.regularize.ema is not None else nullcontext():
+        scored = score(
+            engine.deepspeed,
+            job.evaluation(store, rows),
+            Split(store, job.prepared.rows(split), job.base.processor),
+            job.run.task if validates else task,
+            job.metrics,
+            job.world,
+            job.run.generate,
+            job.run.eval.by,
+            tunes=validates,
+        )
     numbers = scored.numbers
     teller.evaluation(split, progress.step, numbers)
     if not validates or not progress.step:
