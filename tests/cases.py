@@ -54,6 +54,52 @@ def one_label_loss(model: Any, features: dict[str, Any], shared: dict[str, Any])
     return model(input_ids=torch.tensor([features["input_ids"]]), labels=labels, **extra).loss, 1
 
 
+def pairs(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {"prompt": question, "chosen": answer, "rejected": f"no {answer[5:]} {row}"}
+        for row, (question, answer) in enumerate(map(text, range(ROWS)))
+    ]
+
+
+def answer_logp(model: Any, ids: list[int], labels: list[int]) -> torch.Tensor:
+    """An answer's log-probability, from transformers' own mean loss."""
+    shifted = torch.tensor([labels])
+    return -model(input_ids=torch.tensor([ids]), labels=shifted).loss * int((shifted[:, 1:] != -100).sum())
+
+
+def dpo_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """Equation 7 of Rafailov et al., 2023, with what the features know of the reference."""
+    chosen, rejected = (
+        answer_logp(model, features[f"{side}_input_ids"], features[f"{side}_labels"]) - features[f"reference_{side}"]
+        for side in ("chosen", "rejected")
+    )
+    return -torch.log(torch.sigmoid(0.1 * (chosen - rejected))), 1
+
+
+def orpo_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """Equations 4 to 7 of Hong et al., 2024: odds of the mean probabilities."""
+    means, odds = [], []
+    for side in ("chosen", "rejected"):
+        ids, labels = torch.tensor([features[f"{side}_input_ids"]]), torch.tensor([features[f"{side}_labels"]])
+        mean = -model(input_ids=ids, labels=labels).loss
+        means.append(mean)
+        odds.append(mean.exp() / (1 - mean.exp()))
+    return -means[0] - 0.1 * torch.log(torch.sigmoid(torch.log(odds[0] / odds[1]))), 1
+
+
+def kto_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """Equation 8 of Ethayarajh et al., 2024; the baseline is the step's mean log-ratio, not below zero."""
+    ratio = answer_logp(model, features["input_ids"], features["labels"]) - features["reference"]
+    baseline = max(0.0, shared["ahead"])
+    sign = 1 if features["wanted"] else -1
+    return 1 - torch.sigmoid(0.1 * sign * (ratio - baseline)), 1
+
+
+def reward_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    scores = [model(input_ids=torch.tensor([features[f"{side}_input_ids"]])).logits for side in ("chosen", "rejected")]
+    return -torch.log(torch.sigmoid(scores[0] - scores[1])).sum(), 1
+
+
 CASES: dict[str, Case] = {
     "causal_lm": Case(
         ("llama", "gpt2", "gemma"),
@@ -71,4 +117,8 @@ CASES: dict[str, Case] = {
         one_label_loss,
         model={"num_labels": 3},
     ),
+    "preference": Case(("llama", "qwen"), pairs, dpo_loss),
+    "preference orpo": Case(("llama",), pairs, orpo_loss, settings={"name": "preference", "loss_type": "orpo"}),
+    "preference kto": Case(("llama",), pairs, kto_loss, settings={"name": "preference", "loss_type": "kto"}),
+    "reward": Case(("llama", "bert"), pairs, reward_loss, model={"head": "sequence_classification", "num_labels": 1}),
 }

@@ -131,6 +131,15 @@ class Task(Choice, kind="task", default="chat"):
         """Those numbers, one a row, fp32; they come back as features of these names."""
         raise NotImplementedError
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the loss needs a mean over the whole step, which costs another forward pass."""
+        return False
+
+    def ahead(self, outputs: Any, batch: Batch) -> tuple[Tensor, int]:
+        """A sum over this batch and the count it is divided by; the step's mean stands in every batch as `ahead`."""
+        raise NotImplementedError
+
     def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:
         """The row in words, as the model sees it: each piece of text, and whether it is a target."""
         raise NotImplementedError
