@@ -84,7 +84,7 @@ def _copy(system: Any, path: str, url: str, root: Path) -> Path:
         info = system.info(path)
     except Exception as problem:
         kept = sorted(home.glob("*/" + name), key=lambda file: file.stat().st_mtime)
-        if kept and not isinstance(problem, (FileNotFoundError, PermissionError)):
+        if kept and not _refused(problem):
             return kept[-1]  # without a network, what was fetched before serves
         raise DataError(f"{shown(url)} cannot be fetched: {_reason(problem, url)}") from None
     if info.get("type") == "directory":
@@ -107,11 +107,25 @@ def _download(system: Any, path: str, url: str, name: str, size: int | None, fol
         raise DataError(f"{shown(url)} broke off: {got:,} of {size:,} bytes came; try again")
 
 
+def _refused(problem: Exception) -> bool:
+    """Whether the other side answered: the file is not there, or not for us."""
+    problem = _cause(problem)
+    return hasattr(problem, "status") or isinstance(problem, (FileNotFoundError, PermissionError))
+
+
 def _reason(problem: Exception, url: str) -> str:
-    if isinstance(problem, FileNotFoundError):
+    problem = _cause(problem)
+    status = getattr(problem, "status", None)
+    if isinstance(problem, FileNotFoundError) or status == 404:
         return "it is not there"
     if isinstance(problem, PermissionError):
         return "access is denied; give this place's credentials as its package expects them"
-    if hasattr(problem, "status"):
-        return f"the server answers {problem.status}"
+    if status is not None:
+        return f"the server answers {status}"
     return (str(problem).splitlines() or [type(problem).__name__])[0].replace(url, shown(url))
+
+
+def _cause(problem: Exception) -> Exception:
+    """fsspec says of everything on the web that it is not found, and keeps the reason behind it."""
+    behind = problem.__cause__
+    return behind if isinstance(problem, FileNotFoundError) and isinstance(behind, Exception) else problem
