@@ -106,11 +106,16 @@ class Choice(Section):
         """Whether this class stands for all of its registry (`Strategy`) and not for one of it (`Lora`)."""
         return not cls.name
 
+    @classmethod
+    def from_word(cls, word: str) -> dict[str, Any]:
+        """The settings that a word by itself stands for: those of the choice that has this name."""
+        return {"name": word}
+
     @model_validator(mode="wrap")
     @classmethod
     def _read_choice(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Any:
         if isinstance(value, str):
-            value = {"name": value}
+            value = cls.from_word(value)
         if isinstance(value, dict):
             value = dict(value)
             name = value.pop("name", cls.name or cls.default)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from peftkit.metrics.base import Metric
+from peftkit.metrics.base import Record
+from peftkit.metrics.tally import Tally, share
 
 
-class Loss(Metric, name="loss"):
+class Loss(Tally, name="loss"):
     """Loss per target, summed without rounding, so that no order of the rows changes its last digit."""
 
     needs: ClassVar[tuple[str, ...]] = ("loss", "targets")
     higher_is_better: ClassVar[bool] = False
 
-    def compute(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
-        targets = sum(record["targets"] for record in records)
-        return {"loss": math.fsum(record["loss"] for record in records) / targets if targets else math.nan}
+    def count(self, record: Record) -> Mapping[Any, float]:
+        return {name: record[name] for name in self.needs}
+
+    def of(self, sums: Mapping[Any, float]) -> dict[str, float]:
+        return {self.name: share(sums.get("loss", 0), sums.get("targets", 0))}

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
-from peftkit.metrics.base import Metric
 from peftkit.metrics.loss import Loss
 
 
-class Perplexity(Metric, name="perplexity"):
+class Perplexity(Loss, name="perplexity"):
     """e to the loss per target; infinite where that is more than a number holds."""
 
-    needs: ClassVar[tuple[str, ...]] = ("loss", "targets")
-    higher_is_better: ClassVar[bool] = False
-
-    def compute(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
-        loss = Loss().compute(records)["loss"]
+    def of(self, sums: Mapping[Any, float]) -> dict[str, float]:
+        loss = super().of(sums)[self.name]
         try:
-            return {"perplexity": math.exp(loss)}
+            return {self.name: math.exp(loss)}
         except OverflowError:
-            return {"perplexity": math.inf}
+            return {self.name: math.inf}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from peftkit.metrics.base import Metric
+from peftkit.metrics.base import Record
+from peftkit.metrics.tally import Tally, share
 
 
-class TokenAccuracy(Metric, name="token_accuracy"):
+class TokenAccuracy(Tally, name="token_accuracy"):
     """Share of the target tokens that the model put first, given the right ones before them."""
 
     needs: ClassVar[tuple[str, ...]] = ("correct", "targets")
 
-    def compute(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
-        targets = sum(record["targets"] for record in records)
-        return {"token_accuracy": sum(record["correct"] for record in records) / targets if targets else math.nan}
+    def count(self, record: Record) -> Mapping[Any, float]:
+        return {name: record[name] for name in self.needs}
+
+    def of(self, sums: Mapping[Any, float]) -> dict[str, float]:
+        return {self.name: share(sums.get("correct", 0), sums.get("targets", 0))}

@@ -1,4 +1,4 @@
-"""Every metric is its definition on the whole split, whatever the order of the records."""
+"""What holds of all metrics, and of those of the loss."""
 
 from __future__ import annotations
 
@@ -8,29 +8,11 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import metrics as sklearn
 
-from peftkit.metrics import F1, Accuracy, Loss, MatthewsCorrelation, Metric, Perplexity, TokenAccuracy
+from peftkit.metrics import Confusion, Loss, Metric, Perplexity, TokenAccuracy
 
-LABELS = ["a", "b", "c"]
-pairs = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=60)
 token_rows = st.lists(st.tuples(st.floats(0, 1e6), st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=40)
-
-
-def classified(found):
-    return [{"label": label, "prediction": prediction} for label, prediction in found]
-
-
-@pytest.mark.filterwarnings("ignore:A single label was found")
-@given(pairs)
-def test_classification_is_scikit_learns(found):
-    labels, predictions = zip(*found, strict=True)
-    records = classified(found)
-    assert Accuracy().compute(records) == {"accuracy": sklearn.accuracy_score(labels, predictions)}
-    assert MatthewsCorrelation().compute(records) == {"mcc": sklearn.matthews_corrcoef(labels, predictions)}
-    for average in ("macro", "micro", "weighted"):
-        expected = sklearn.f1_score(labels, predictions, average=average, zero_division=0)
-        assert F1(average=average).compute(records) == {"f1": expected}
+NAMES = [name for name in Metric.registry if name != "evaluate"]
 
 
 @given(token_rows, st.randoms())
@@ -52,12 +34,22 @@ def test_a_perplexity_beyond_all_numbers_is_infinite():
     assert Perplexity().compute([{"loss": 1e6, "targets": 1}]) == {"perplexity": math.inf}
 
 
-@pytest.mark.parametrize("name", list(Metric.registry))
+@pytest.mark.parametrize(("loss", "expected"), [(math.nan, math.nan), (math.inf, math.inf)])
+def test_a_diverged_loss_is_not_hidden(loss, expected):
+    records = [{"loss": 1.0, "targets": 1}, {"loss": loss, "targets": 1}]
+    for metric in (Loss(), Perplexity()):
+        assert metric.compute(records)[metric.name] == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_split_without_records_has_no_number(name):
+    numbers = Metric.model_validate(name).compute([])
+    assert all(math.isnan(value) for value in numbers.values())
+    assert name == Confusion.name or next(iter(numbers)) == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_is_called_by_its_metric(name):
     metric = Metric.model_validate(name)
-    assert [math.isnan(value) for value in metric.compute([]).values()] == [True]
-
-
-def test_rows_without_a_label_are_not_scored():
-    known = classified([("a", "a"), ("b", "a")])
-    assert Accuracy().compute([*known, {"label": None, "prediction": "a"}]) == Accuracy().compute(known)
+    assert metric.called == name
+    assert all(number == name or number.startswith(f"{name}/") for number in metric.compute([]))
