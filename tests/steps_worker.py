@@ -1,6 +1,7 @@
 """Trains every case of a file through the real flow, in whatever world it is started in: `steps_worker.py CASES.json OUT`.
 
-A case is a run's settings by name. OUT gets NAME.json (the steps' rows) and NAME.safetensors (the trained weights).
+A case is a run's settings by name. OUT gets NAME.json (the steps' rows, or why it was refused) and NAME.safetensors (the
+trained weights).
 """
 
 from __future__ import annotations
@@ -16,32 +17,47 @@ from peftkit.config.run import Run
 from peftkit.engine.checkpoint import Progress
 from peftkit.engine.state import capture
 from peftkit.engine.world import World, joined
-from peftkit.evaluation.score import score
-from peftkit.flows.job import make_job
-from peftkit.flows.train import all_steps, open_at
+from peftkit.errors import PeftkitError
+from peftkit.evaluation.score import Split, score
+from peftkit.flows.job import Job, make_job
+from peftkit.flows.train import all_steps, join_references, open_at
+from peftkit.run_folder import RunFolder
 
 
 def main(cases: Path, out: Path) -> None:
     with joined() as world:
         for name, settings in json.loads(cases.read_text()).items():
-            case(name, Run.model_validate(settings), world, out)
+            try:
+                case(name, Run.model_validate(settings), world, out)
+            except PeftkitError as problem:  # the same on every process, before any of them waits for another
+                (out / f"{name}.json").write_text(json.dumps({"refused": str(problem)}))
             gc.collect()  # a ZeRO-3 case must not leave transformers in its way of loading
 
 
 def case(name: str, run: Run, world: World, out: Path) -> None:
     job = make_job(run, world)
     engine = open_at(job, 0, None)
+    if run.task.reference:
+        join_references(job, engine, RunFolder(out / f"{name}-run"), first_time=True)
     rows = []
     for current, step in all_steps(job, engine, Progress()):
         engine = current
         rows.append(step.row())
-    validation = job.prepared.validation
-    numbers = score(engine, job.evaluation(validation, None), job.run.task, job.metrics, world) if validation else {}
+    numbers = scores(job, engine, world)
     weights = capture(engine).weights
     engine.close()
     if world.first:
         save_file(weights, out / f"{name}.safetensors")
         (out / f"{name}.json").write_text(json.dumps({"steps": rows, "scores": numbers}))
+
+
+def scores(job: Job, engine: object, world: World) -> dict[str, float]:
+    store = job.prepared.validation
+    if store is None:
+        return {}
+    split = Split(store, job.prepared.rows("validation"), job.base.processor)
+    batches = job.evaluation(store, None)
+    return score(engine.deepspeed, batches, split, job.run.task, job.metrics, world).numbers  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
