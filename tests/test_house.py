@@ -50,6 +50,8 @@ BEHIND = {
     "jiwer": ("metrics.error_rate",),
     "evaluate": ("metrics.evaluate",),
     "gguf": ("models",),
+    "datasketch": ("data.doctor",),
+    "py3langid": ("data.doctor",),
 }
 """Each third party that peftkit would want to replace or follow, and the only files that know it."""
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
     "compare": ("compare", "Answer held-out prompts with the base and with the tuned model."),
     "data show": ("data", "Show rows as the model will see them, targets coloured."),
+    "data check": ("data", "Find, place and mend what is wrong with the rows: duplicates, leakage, labels, spans, ..."),
     "choices": ("choices", "List every strategy, task, metric, optimizer, schedule, ..."),
     "version": ("version", "Show the versions of peftkit and of what it stands on."),
 }
@@ -58,7 +59,8 @@ def dispatch(words: Sequence[str]) -> int:
         parts = name.split()
         if list(words[: len(parts)]) == parts:
             command = import_module(f"peftkit.cli.{module}")
-            return int(command.run(list(words[len(parts) :])))
+            run = getattr(command, parts[1] if len(parts) > 1 else "run")
+            return int(run(list(words[len(parts) :])))
     asked = " ".join(words[:2]) if words[0] == "data" else words[0]
     raise ConfigError(
         f"peftkit has no command {asked!r}{did_you_mean(asked, COMMANDS)}; there are: {', '.join(COMMANDS)}"
