@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +33,8 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+ABOUT = ("README", "LICENSE", "LICENCE", "NOTICE", "CITATION")
+"""Texts about the data."""
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 
 
@@ -47,9 +49,8 @@ def find(folder: Path, split: str, media: Path) -> Source:
     tables = [path for path in there if path.name in METADATA]
     if tables:
         return _described(folder, tables[0], media)
-    if any(_members(path) for path in inside):
-        return _by_class(folder, [path for path in there if path.is_file()], inside)
-    return _flat(folder, [path for path in there if path.is_file()], inside, split, media)
+    loose = [path for path in there if path.is_file()]
+    return _by_class(folder, loose, inside) or _flat(folder, loose, inside, split, media)
 
 
 def _of_split(folder: Path, inside: list[Path], split: str) -> Path:
@@ -102,20 +103,36 @@ def _split_in(name: str) -> str | None:
     return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
 
 
-def _by_class(folder: Path, there: list[Path], inside: list[Path]) -> Source:
-    loose = [path.name for path in there if path.suffix.lower() in KIND_OF or files.looks_like_data(path)]
-    if loose and _kinds([path for place in inside for path in _members(place)]) != "text":
+def _by_class(folder: Path, loose: list[Path], inside: list[Path]) -> Source | None:
+    """None if the folders in it hold no images, sounds or texts, or texts beside files of rows."""
+    found = [(path, place.name) for place in inside for path in _members(place)]
+    is_text = {KIND_OF[path.suffix.lower()] for path, _ in found} == {"text"}
+    if not found or (is_text and any(files.looks_like_data(path) and path.suffix != ".txt" for path in loose)):
+        return None
+    same = [path.name for path in loose if (path.suffix.lower() in KINDS["text"]) == is_text and _is_member(path)]
+    if same:
         raise DataError(
-            f"{folder} has files beside its folders of classes ({loose[0]}, ...): put each into its class's folder"
+            f"{folder} has files beside its folders of classes ({same[0]}, ...): put each into its class's folder"
         )
-    return _listed(folder, [(path, place.name) for place in inside for path in _members(place)])
+    deeper = [path for place in inside for path in place.iterdir() if path.is_dir() and _members(path)]
+    if deeper:
+        raise DataError(
+            f"{folder} has folders in its folders of classes ({deeper[0].relative_to(folder)}, ...): which is the class?"
+            " Lay each class's files right into its folder"
+        )
+    return _listed(folder, found)
 
 
 def _members(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in KIND_OF and not path.name.startswith("."))
+    return sorted(filter(_is_member, folder.iterdir()))
 
 
-def _listed(folder: Path, found: list[tuple[Path, str | None]]) -> Source:
+def _is_member(path: Path) -> bool:
+    kind = KIND_OF.get(path.suffix.lower())
+    return kind is not None and not path.name.startswith(".") and (kind != "text" or path.stem.upper() not in ABOUT)
+
+
+def _listed(folder: Path, found: Sequence[tuple[Path, str | None]]) -> Source:
     """A row a file."""
     paths = [path for path, _ in found]
     if len({KIND_OF[path.suffix.lower()] for path in paths}) > 1:
@@ -124,7 +141,7 @@ def _listed(folder: Path, found: list[tuple[Path, str | None]]) -> Source:
     return Source(str(folder), "row", partial(_file_rows, found), partial(_digest, folder, paths), places)
 
 
-def _file_rows(found: list[tuple[Path, str | None]]) -> Numbered:
+def _file_rows(found: Sequence[tuple[Path, str | None]]) -> Numbered:
     for number, (path, label) in enumerate(found, start=1):
         row = _file_row(path)
         yield number, row if label is None else {**row, "label": label}

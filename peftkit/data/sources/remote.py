@@ -48,7 +48,7 @@ def shown(url: str) -> str:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.core import url_to_fs
 
     try:
         system, path = url_to_fs(url, **_options(url))
@@ -69,7 +69,7 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def _package(url: str, problem: ImportError) -> str:
-    from fsspec.registry import known_implementations  # type: ignore[import-untyped]
+    from fsspec.registry import known_implementations
 
     home = known_implementations.get(url.split(":")[0], {}).get("class", "").split(".")[0]
     missing = getattr(problem.__cause__ or problem, "name", None) or home

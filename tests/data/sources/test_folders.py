@@ -30,6 +30,15 @@ def test_folders_of_classes_give_paths_and_labels(tmp_path, kind, suffixes):
     assert table.pick([2, 1]).place(0) == f"{tmp_path.name}/{names[2]}"
 
 
+def test_what_lies_beside_classes_is_no_row(tmp_path):
+    images = fill(tmp_path / "images", {"x/1.png": "", "classes.txt": "x", "labels.csv": "a\n1"})
+    texts = fill(tmp_path / "texts", {"x/1.txt": "one", "README.txt": "about"})
+    rows = fill(tmp_path / "rows", {"a.jsonl": '{"a": 1}', "notes/1.txt": "one"})
+    assert read(images).rows == [{"image": f"{images}/x/1.png", "label": "x"}]
+    assert read(texts).rows == [{"text": "one", "label": "x"}]
+    assert read(rows).rows == [{"a": 1}]
+
+
 def test_folders_of_texts_give_whole_texts_and_labels(tmp_path):
     place = fill(tmp_path, {"ham/b.txt": "one\n\ntwo", "ham/a.txt": "x", "spam/c.txt": "\u00fc"})
     assert read(place).rows == [
@@ -97,6 +106,8 @@ DEFECTS = {
     "formats": ({"a.csv": "a\n1", "b.jsonl": "{}"}, r"several formats \(1 \.csv, 1 \.jsonl\)"),
     "kinds": ({"x/a.png": "", "y/a.wav": ""}, r"files of several kinds \(audio, image\)"),
     "table without metadata": ({"a.png": "", "labels.csv": "a\n1"}, r"holds both data files .* metadata\.jsonl"),
+    "deeper folders": ({"x/a.png": "", "y/z/b.png": ""}, r"folders in its folders of classes \(y/z, \.\.\.\)"),
+    "text beside classes": ({"a.txt": "", "x/b.txt": ""}, r"files beside its folders of classes \(a\.txt"),
     "beside classes": ({"a.png": "", "x/b.png": ""}, r"files beside its folders of classes \(a\.png"),
     "file that is not there": (
         {"metadata.csv": "file_name\na.png\nsecret.png\n", "a.png": ""},
@@ -118,7 +129,7 @@ DEFECTS = {
 def test_every_defect_has_its_message(tmp_path, defect):
     files, message = DEFECTS[defect]
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=message) as raised:
         read(str(tmp_path))
