@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from peftkit.config.run import Run
 from peftkit.engine.checkpoint import Progress
+from peftkit.engine.open import Engine
 from peftkit.engine.state import capture
 from peftkit.engine.world import World, joined
 from peftkit.errors import PeftkitError
@@ -58,6 +59,13 @@ def scores(job: Job, engine: object, world: World) -> dict[str, float]:
     split = Split(store, job.prepared.rows("validation"), job.base.processor)
     batches = job.evaluation(store, None)
     return score(engine.deepspeed, batches, split, job.run.task, job.metrics, world).numbers  # type: ignore[attr-defined]
+
+
+def scores(job: Job, engine: Engine) -> dict[str, float]:
+    """The validation's numbers."""
+    split = Split(job.prepared.validation, job.prepared.rows("validation"), job.base.processor)
+    batches = job.evaluation(split.store, None)
+    return score(engine.deepspeed, batches, split, job.run.task, job.metrics, job.world, job.run.generate).numbers
 
 
 if __name__ == "__main__":

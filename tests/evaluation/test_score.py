@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from peftkit.data.store import write
 from peftkit.engine.ds_config import Plan, fill, read_config
 from peftkit.engine.open import Engine, open_engine
 from peftkit.engine.optim import Optimizer
 from peftkit.engine.state import capture
 from peftkit.engine.world import World, joined
-from peftkit.evaluation.score import compute, score
+from peftkit.evaluation.score import Split, compute, score
 from peftkit.metrics import Metric
 from peftkit.tasks import Task
 from tests.tiny import tiny, tokenizer
@@ -26,7 +27,7 @@ from tests.tiny import tiny, tokenizer
 TASK = Task.model_validate("causal_lm")
 METRICS = [Metric.model_validate(name) for name in ("loss", "perplexity", "token_accuracy")]
 LENGTHS = (5, 17, 2, 9, 30, 3, 12)
-Scored = list[tuple[list[int], dict[str, Tensor]]]
+Batched = list[tuple[list[int], dict[str, Tensor]]]
 
 
 class Recorder:
@@ -34,6 +35,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.seen: list[list[dict[str, Any]]] = []
+
+    needs = ()
+
+    def fit(self, task: Any) -> Recorder:
+        return self
 
     def compute(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
         self.seen.append(list(records))
@@ -58,7 +64,18 @@ def features() -> list[dict[str, Any]]:
     return [{"input_ids": row, "labels": [-100, *row[1:]]} for row in ids]
 
 
-def batches(*numbers: list[int]) -> Scored:
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    """The rows are not needed to judge these."""
+    rows = [{"text": str(number)} for number in range(len(LENGTHS))]
+    return Split(write(tmp_path / "store", features()), rows, tokenizer())
+
+
+def scores(engine: Engine, batches: Batched, split: Split, world: World) -> dict[str, float]:
+    return score(engine.deepspeed, batches, split, TASK, METRICS, world).numbers
+
+
+def batches(*numbers: list[int]) -> Batched:
     """These rows in these batches; a batch of none is blank, as on a process that has no rows left."""
     rows, words = features(), tokenizer()
 
@@ -70,7 +87,7 @@ def batches(*numbers: list[int]) -> Scored:
     return [(chosen, batch(chosen)) for chosen in numbers]
 
 
-def test_the_numbers_are_those_of_single_rows_whatever_the_batches(world: World) -> None:
+def test_the_numbers_are_those_of_single_rows_whatever_the_batches(world: World, split: Split) -> None:
     model = tiny("llama")
     losses, hits, targets = [], 0, 0
     with torch.no_grad():
@@ -81,8 +98,8 @@ def test_the_numbers_are_those_of_single_rows_whatever_the_batches(world: World)
             hits += int((output.logits[0, :-1].argmax(-1) == ids[0, 1:]).sum())
             targets += len(row["input_ids"]) - 1
     engine = engine_of(model)
-    one_by_one = score(engine, batches(*([row] for row in range(7))), TASK, METRICS, world)
-    mixed = score(engine, batches([4, 1, 6], [3, 0], [], [5, 2]), TASK, METRICS, world)
+    one_by_one = scores(engine, batches(*([row] for row in range(7))), split, world)
+    mixed = scores(engine, batches([4, 1, 6], [3, 0], [], [5, 2]), split, world)
     engine.close()
     assert one_by_one["loss"] == pytest.approx(sum(losses) / targets, rel=1e-5)
     assert one_by_one["token_accuracy"] == hits / targets
@@ -90,20 +107,20 @@ def test_the_numbers_are_those_of_single_rows_whatever_the_batches(world: World)
     assert mixed == pytest.approx(one_by_one, rel=1e-6)
 
 
-def test_metrics_see_every_row_once_and_in_the_splits_order(world: World) -> None:
+def test_metrics_see_every_row_once_and_in_the_splits_order(world: World, split: Split) -> None:
     recorder: Any = Recorder()
     engine = engine_of(tiny("llama"))
-    score(engine, batches([6, 2], [], [0, 4, 5], [3, 1]), TASK, [recorder], world)
+    score(engine.deepspeed, batches([6, 2], [], [0, 4, 5], [3, 1]), split, TASK, [recorder], world)
     engine.close()
     assert [record["targets"] for record in recorder.seen[0]] == [length - 1 for length in LENGTHS]
 
 
-def test_scoring_leaves_no_trace(world: World) -> None:
+def test_scoring_leaves_no_trace(world: World, split: Split) -> None:
     """Dropout is off while it scores and on afterwards; weights, gradients and random numbers are as before."""
     engine = engine_of(tiny("llama", attention_dropout=0.5))
     before = capture(engine).weights
     numbers = torch.get_rng_state()
-    first, second = (score(engine, batches([0, 1], [2, 3]), TASK, METRICS, world) for _ in range(2))
+    first, second = (scores(engine, batches([0, 1], [2, 3]), split, world) for _ in range(2))
     assert first == second
     assert torch.equal(torch.get_rng_state(), numbers)
     assert engine.model.training and engine.deepspeed.training

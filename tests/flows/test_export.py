@@ -49,7 +49,7 @@ def trained_run(folder: Path, family: str = "llama", **settings: Any) -> tuple[R
     found.path.mkdir()
     found.config.write_text(write(run))
     found.metrics.write_text('{"step": 7, "loss": 1.0}\n{"step": 7, "split": "validation", "loss": 1.5}\n')
-    fitted, base, _ = open_run(run)
+    fitted, base, _ = open_run(run, {})
     model = shake(fitted.strategy.adapt(base.model, base.fresh))
     # A 16-bit engine keeps fp32 masters: values that 16 bits do not hold.
     weights = {name: p.detach().float() * 1.001 for name, p in model.named_parameters() if p.requires_grad}
@@ -136,7 +136,7 @@ class Vandal:
 
 @pytest.mark.parametrize("harm", ["merge", "file"])
 def test_a_wrong_export_is_refused_and_the_old_one_stays(harm: str, tmp_path: Path) -> None:
-    run, base, batches = open_run(run_of(tmp_path))
+    run, base, batches = open_run(run_of(tmp_path), {})
     run = run.model_copy(update={"strategy": Forgetful(rank=4) if harm == "merge" else Lora(rank=4)})
     model = shake(run.strategy.adapt(base.model, base.fresh))
     place = tmp_path / "run" / "export" / "merged"
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_run_is_refused(harm: str, tmp_path: Path) -> No
 def test_a_full_training_is_exported_whole(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", "bert", num_labels=3)
     run = run_of(tmp_path, "bert", strategy="full", model={"path": str(base)})
-    run, found, batches = open_run(run)
+    run, found, batches = open_run(run, {})
     model = shake(run.strategy.adapt(found.model, found.fresh))
     expected = logits(model, inputs_for("bert"))
     export_trained(Merged(), model, found.processor, run, batches, tmp_path / "merged", source=found.source)
