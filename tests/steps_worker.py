@@ -52,20 +52,13 @@ def case(name: str, run: Run, world: World, out: Path) -> None:
         (out / f"{name}.json").write_text(json.dumps({"steps": rows, "scores": numbers}))
 
 
-def scores(job: Job, engine: object, world: World) -> dict[str, float]:
+def scores(job: Job, engine: Engine, world: World) -> dict[str, float]:
     store = job.prepared.validation
     if store is None:
         return {}
     split = Split(store, job.prepared.rows("validation"), job.base.processor)
     batches = job.evaluation(store, None)
-    return score(engine.deepspeed, batches, split, job.run.task, job.metrics, world).numbers  # type: ignore[attr-defined]
-
-
-def scores(job: Job, engine: Engine) -> dict[str, float]:
-    """The validation's numbers."""
-    split = Split(job.prepared.validation, job.prepared.rows("validation"), job.base.processor)
-    batches = job.evaluation(split.store, None)
-    return score(engine.deepspeed, batches, split, job.run.task, job.metrics, job.world, job.run.generate).numbers
+    return score(engine.deepspeed, batches, split, job.run.task, job.metrics, world).numbers
 
 
 if __name__ == "__main__":
