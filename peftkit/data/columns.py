@@ -20,7 +20,7 @@ def rename(table: Table, task: Task, columns: dict[str, str], keep: Sequence[str
     names = matched(table, task, columns)
     if task.needs and not has_needed(task, names):
         raise DataError(_missing(table, task))
-    there = columns_of(table) if keep else []
+    there = table.columns if keep else []
     for name in keep:
         if name not in there:
             raise DataError(
@@ -32,7 +32,7 @@ def rename(table: Table, task: Task, columns: dict[str, str], keep: Sequence[str
 
 def matched(table: Table, task: Task, columns: dict[str, str]) -> dict[str, str]:
     """Task's column -> the file's: as `--data.columns` says, else its own name, else the first usual one that is there."""
-    there = columns_of(table)
+    there = table.columns
     for own, name in columns.items():
         if name not in there:
             raise DataError(
@@ -56,13 +56,8 @@ def has_needed(task: Task, columns: Collection[str]) -> bool:
     return any(set(needed) <= set(columns) for needed in task.needs)
 
 
-def columns_of(table: Table) -> list[str]:
-    """The columns of all rows, in the order they first appear."""
-    return list(dict.fromkeys(name for row in table.rows for name in row))
-
-
 def _missing(table: Table, task: Task) -> str:
-    there = columns_of(table)
+    there = table.columns
     needed = ", or ".join(" and ".join(f"`{name}`" for name in names) for names in task.needs)
     message = f"{table.name} lacks a column for --task {task.name}, which reads {needed}; it has: {', '.join(there)}."
     example = task.needs[0][0]

@@ -6,6 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
@@ -26,6 +27,11 @@ class Table:
     unit: str = "row"
     places: Sequence[str] | None = None
     """Where a row's number alone does not say it (several files): the place of row 1, 2, ..."""
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The columns of all rows, in the order they first appear."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def place(self, index: int) -> str:
         """`reviews.csv line 7`."""
