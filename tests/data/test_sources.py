@@ -130,6 +130,17 @@ def test_a_missing_file_without_neighbours_is_said_to_be_missing(tmp_path):
         digest(str(tmp_path / "nowhere" / "rows.csv"))
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_folder_one_stands_in(name):
+    with pytest.raises(DataError, match="the name of the rows is empty"):
+        read(name)
+
+
+def test_a_name_that_no_file_can_have_is_refused_in_a_sentence():
+    with pytest.raises(DataError, match=r"cannot be read: File name too long"):
+        read("x" * 5000)
+
+
 def test_a_folder_of_several_formats_counts_them(tmp_path):
     put(tmp_path, "b.jsonl", LINES)
     put(tmp_path, "a.csv", CSV)

@@ -53,6 +53,8 @@ def digest(source: str, split: str = "train", cache: Path | None = None) -> str:
 def find(source: str, split: str, root: Path) -> Source:
     """What `source` names: a URL, a file, a folder, several files, or a data set on the hub."""
     media = root / "media"
+    if not source.strip():
+        raise DataError("the name of the rows is empty; name a file, a folder, a URL or a data set of the hub")
     if remote.URL.match(source) and not source.startswith("file://"):
         return _fetched(source, remote.fetch(source, root), media)
     path = Path(url2pathname(urlsplit(source).path) if source.startswith("file://") else source).expanduser()

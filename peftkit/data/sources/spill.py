@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from peftkit.tasks.base import Row
 
 FEW = 5_000
 """So many rows stay in memory."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STALE = 2 * 86_400
 """Seconds after which rows that a killed process left behind are removed."""
 
@@ -51,8 +53,12 @@ def _on_disk(rows: Iterator[Row], root: Path) -> RowFile:
         raise DataError(f"--data.cache: {home} cannot be written ({problem.strerror or problem})") from None
     try:
         found = write_rows(folder, rows)
-    except BaseException:
+    except BaseException as problem:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(problem, OSError) and problem.errno in FULL:
+            raise DataError(
+                f"--data.cache: {home} has no room for the rows ({problem.strerror}); make some, or name another folder"
+            ) from None
         raise
     weakref.finalize(found, _remove, folder, os.getpid())
     return found

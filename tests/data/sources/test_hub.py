@@ -46,3 +46,24 @@ def test_a_broken_one_is_said_to_be_broken(tmp_path):
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"no arrow")
     with pytest.raises(DataError, match=r"one is no readable data set of save_to_disk: "):
         read(str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("org/name", ("org/name", None, "validation")),
+        ("name:test", ("name", None, "test")),
+        ("org/name/config:train[:10%]", ("org/name", "config", "train[:10%]")),
+    ],
+)
+def test_a_hub_name_says_configuration_and_split_and_its_labels_go_by_name(monkeypatch, source, asked):
+    calls = []
+
+    def hub(name, config, split):
+        calls.append((name, config, split))
+        return TRAIN
+
+    monkeypatch.setattr("datasets.load_dataset", hub)
+    assert read(source, split="validation").rows == ROWS
+    assert calls == [asked]
+    assert read(source, limit=2).place(1) == f"{source} row 2"

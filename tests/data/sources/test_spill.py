@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 import subprocess
 import sys
 
@@ -56,6 +57,20 @@ def test_an_error_late_in_a_file_leaves_nothing_behind(tmp_path):
         file.write("{")
     with pytest.raises(DataError, match=rf"a\.jsonl line {2 * FEW + 3}, column 2: broken JSON"):
         read(source, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "rows").iterdir())
+
+
+def test_a_full_disk_is_the_caches_and_leaves_nothing_behind(tmp_path):
+    source = write(tmp_path / "a.jsonl", 2 * FEW)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(
+            DataError, match=r"^--data\.cache: .*cache/rows has no room for the rows \(.*another folder$"
+        ):
+            read(source, cache=tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "cache" / "rows").iterdir())
 
 
