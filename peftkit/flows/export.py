@@ -37,6 +37,7 @@ from peftkit.evaluation.verify import (
 )
 from peftkit.exporters import Exporter
 from peftkit.exporters.base import Reading
+from peftkit.exporters.manual import Manual
 from peftkit.exporters.card import Card, licence_of, model_card
 from peftkit.flows.job import check_base, prepare_data
 from peftkit.models.load import Base, load
@@ -47,6 +48,8 @@ from peftkit.strategies.qlora import unquantised_layers
 from peftkit.tasks.base import Batch
 from peftkit.tracking.quiet import chatter_to, is_active, terminal
 
+READ_AS = {"max_length", "truncate", "stride", "columns"}
+"""Settings of the data that say how a row is read, whichever file it comes from."""
 ROWS = 16
 """Held-out rows that the export is compared on."""
 
@@ -115,6 +118,7 @@ def export_trained(
         known = {"base": reading.base, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
         certificate = certify(exporter, partial, reading, asked, expected, device, known)
         certificate.write(partial)
+        Manual(exporter, reading, run.task, run.data.model_dump(mode="json", include=READ_AS)).write(partial)
         put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -156,18 +160,17 @@ def certify(
 def reading_of(model: nn.Module, run: Run, source: str) -> Reading:
     """How a stranger opens what comes of this model."""
     plain = plain_model(model)
-    embedding = plain.get_input_embeddings().weight
     return Reading(
         auto_class=run.task.model_class().__name__,
         base=str(Path(source).absolute()) if Path(source).is_dir() else source,
         revision=run.model.revision,
         trust_remote_code=run.model.trust_remote_code,
-        dtype=str(plain.config.dtype or embedding.dtype).removeprefix("torch."),
+        dtype=str(plain.config.dtype or next(plain.parameters()).dtype).removeprefix("torch."),
         strategy=run.strategy.model_dump(mode="json"),
         unquantised=tuple(unquantised_layers(model)) if "quant_type" in type(run.strategy).model_fields else (),
         labels=dict(plain.config.id2label) if "id2label" in run.task.model_options() else {},
-        padding=plain.config.get_text_config().pad_token_id,
-        vocabulary=len(embedding) if run.model.add_tokens else None,
+        padding=getattr(plain.config.get_text_config(), "pad_token_id", None),
+        vocabulary=len(plain.get_input_embeddings().weight) if run.model.add_tokens else None,
     )
 
 

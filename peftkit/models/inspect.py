@@ -118,6 +118,15 @@ def linear_layers(model: nn.Module, head: bool = False) -> dict[str, nn.Module]:
     }
 
 
+def embedding_ends(model: Any) -> list[nn.Module]:
+    """What looks tokens up and what scores them, as far as the model has them: a ResNet has neither, and says so by an error."""
+    try:
+        first = model.get_input_embeddings()
+    except NotImplementedError:
+        first = None
+    return [end for end in (first, model.get_output_embeddings()) if end is not None]
+
+
 def norm_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters of norms (layer norm, RMS norm, batch norm ...)."""
     names: set[str] = set()

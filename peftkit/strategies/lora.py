@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from peftkit.errors import ExportError, ModelError
-from peftkit.models.inspect import linear_layers
+from peftkit.models.inspect import embedding_ends, linear_layers
 from peftkit.registry import did_you_mean
 from peftkit.strategies.base import Strategy
 
@@ -161,8 +161,7 @@ def named(want: str, modules: Iterable[str]) -> list[str]:
 
 def embedding_names(model: PreTrainedModel) -> list[str]:
     """Names of the modules that hold the input embedding or the output layer's weight (in BART: five)."""
-    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
-    weights = {id(end.weight) for end in ends if hasattr(end, "weight")}
+    weights = {id(end.weight) for end in embedding_ends(model) if hasattr(end, "weight")}
     return [
         name
         for name, module in model.named_modules(remove_duplicate=False)
@@ -273,9 +272,8 @@ def merge_in_fp32(layer: Any) -> None:
 
 def record_untying(model: PreTrainedModel) -> None:
     """Tell the configuration if input and output embedding were tied and now differ, lest loading ties them again."""
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    weights = [getattr(end, "weight", None) for end in ends]
-    if None in ends or weights[0] is weights[1]:
+    ends = embedding_ends(model)
+    if len(ends) < 2 or getattr(ends[0], "weight", None) is getattr(ends[1], "weight", None):
         return
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", False):
