@@ -65,7 +65,7 @@ def find(source: str, split: str, root: Path) -> Source:
         return files.one(path, media)
     if folder and Path(folder).expanduser().is_dir():
         return folders.find(Path(folder).expanduser(), named, media)
-    if glob.has_magic(source):
+    if glob.has_magic(source) and not hub.HUB.fullmatch(source):  # a split of the hub has brackets too: [:10%]
         return _matching(path, media)
     return _on_hub(source, path, split, media)
 
