@@ -31,6 +31,13 @@ IGNORED = -100
 """The label of a position that no loss counts (torch's and transformers' own)."""
 
 
+ANSWERS = (
+    *("prediction", "probabilities", "predicted_tags", "answer", "no_answer", "spans", "generated"),
+    *("chosen_reward", "rejected_reward", "margin"),
+)
+"""Keys of a judged record that are the model's answer."""
+
+
 class RowError(ValueError):
     """Why a row cannot be learnt from, in a sentence without the row's content; the reader adds file and row number."""
 
@@ -63,8 +70,16 @@ class Task(Choice, kind="task", default="chat"):
         """What the task adds to the model's configuration (`num_labels`, `id2label`, ...)."""
         return {}
 
+    def default_metrics(self) -> tuple[str, ...]:
+        """The names of the metrics that score it by default, where they hang on its settings."""
+        return self.metrics
+
     def fit(self, rows: Sequence[Row]) -> Self:
         """This task with what its settings leave open read from the training rows (a label set); the same object if nothing."""
+        return self
+
+    def bind(self, config: Any) -> Self:
+        """This task with what it must know of the model's configuration (a decoder's first token); the same object if nothing."""
         return self
 
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:
@@ -111,6 +126,14 @@ class Task(Choice, kind="task", default="chat"):
         """The row's one record, from those of its windows and from the row as it was read: here predictions are decided."""
         return records[0]
 
+    def unlabelled(self, row: Row) -> Row:
+        """The row without what is learnt, or with anything in its place that `windows` takes: for a prediction."""
+        return row
+
+    def answer(self, record: Record) -> Row:
+        """The columns of a prediction: what its judged record says of the answer."""
+        return {name: record[name] for name in ANSWERS if record.get(name) is not None}
+
     def tune(self, records: Sequence[Record]) -> Self:
         """The task with its thresholds set by a validation's records; the same object where it has none to set."""
         return self
@@ -120,6 +143,10 @@ class Task(Choice, kind="task", default="chat"):
 
         The new tokens of a row stand in its record as `generated_ids` when `judge` is asked.
         """
+        return None
+
+    def expected(self, batch: Batch) -> list[list[int]] | None:
+        """The tokens that should follow these prompts, where `judge` cannot know them from the row: its `reference_ids`."""
         return None
 
     @property

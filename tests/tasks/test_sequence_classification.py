@@ -68,9 +68,9 @@ def test_labels_are_those_of_the_rows_sorted(labels, expected):
 
 def test_given_labels_keep_their_order_and_may_be_named_by_number():
     task = SequenceClassification(labels=["neutral", "bad"])
-    assert task.fit(ROWS) is task
-    assert [task.label_id(label) for label in ("bad", 1, "neutral", 0)] == [1, 1, 0, 0]
-    assert SequenceClassification(labels=[2, 1]).label_id("1") == 1
+    assert task.fit([{"label": "bad"}]).labels == task.labels
+    assert [task.encoded_label({"label": label}) for label in ("bad", 1, "neutral", 0)] == [1, 1, 0, 0]
+    assert SequenceClassification(labels=[2, 1]).encoded_label({"label": "1"}) == 1
 
 
 def test_the_model_is_told_size_and_names():
