@@ -17,6 +17,8 @@ from peftkit.registry import did_you_mean
 COMMANDS = {
     "train": ("train", "Fine-tune a model; `peftkit train --help` lists the settings."),
     "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
+    "eval": ("evaluate", "Score a trained model on a file, with intervals and by any column."),
+    "predict": ("evaluate", "Write a trained model's answers beside the rows of a file."),
     "compare": ("compare", "Answer held-out prompts with the base and with the tuned model."),
     "data show": ("data", "Show rows as the model will see them, targets coloured."),
     "data check": ("data", "Find, place and mend what is wrong with the rows: duplicates, leakage, labels, spans, ..."),
@@ -59,7 +61,7 @@ def dispatch(words: Sequence[str]) -> int:
         parts = name.split()
         if list(words[: len(parts)]) == parts:
             command = import_module(f"peftkit.cli.{module}")
-            run = getattr(command, parts[1] if len(parts) > 1 else "run")
+            run = getattr(command, parts[-1], None) or command.run
             return int(run(list(words[len(parts) :])))
     asked = " ".join(words[:2]) if words[0] == "data" else words[0]
     raise ConfigError(

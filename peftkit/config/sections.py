@@ -190,7 +190,11 @@ class Eval(Section):
 
     def conflicts(self, run: Any) -> Iterator[str]:
         names = self.names(run)
+        for metric in self.metrics or ():
+            yield from metric.conflicts(run)
         if self.best in names:
+            if self.best in Metric.registry and not Metric.registry[self.best].estimates:
+                yield f"--eval.best {self.best} is no single number; name another"
             return
         if self.best in Metric.registry:
             asked = [name for name in names if name != "loss"]

@@ -37,6 +37,16 @@ def intervals(
     return {name: percentiles(values) for name, values in found.items()}
 
 
+def ends_of_intervals(
+    records: Sequence[dict[str, Any]], metrics: Sequence[Metric], task: Any, samples: int
+) -> dict[str, float]:
+    """The intervals as numbers beside the others, `accuracy/low` and `accuracy/high`; none without samples or records."""
+    if not samples or not records:
+        return {}
+    found = intervals(records, [metric.fit(task) for metric in metrics], samples)
+    return {f"{name}/{end}": pair[at] for name, pair in found.items() for at, end in enumerate(("low", "high"))}
+
+
 def drawn(rows: int, samples: int, seed: int) -> Iterator[Any]:
     """The rows of each sample."""
     generator = np.random.default_rng(seed)

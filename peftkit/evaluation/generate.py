@@ -10,6 +10,7 @@ from peftkit.config.sections import Generate
 from peftkit.models.inspect import inner
 from peftkit.tasks import Task
 from peftkit.tasks.base import Batch
+from peftkit.tasks.next_token import padding_id
 
 
 def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: Generate) -> list[list[int]]:
@@ -20,20 +21,22 @@ def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: 
     asked = task.prompts(batch, processor)
     if asked is None:
         return [[] for _ in next(iter(batch.values()))]
-    plain: Any = getattr(model, "module", model)
+    plain: Any = getattr(model, "module", model)  # DeepSpeed's engine has no `generate`
+    ends = sorted({*ends_of(plain, processor), *asked.pop("eos_token_id", ())})
     whole = plain.generate(
         **asked,
-        **settings.model_dump(),
+        **_how(settings),
+        **_without_sampling(plain),
+        eos_token_id=ends or None,
+        pad_token_id=padding_id(processor),
         do_sample=False,
+        # Switched off in the configuration for training; here it spares computing the whole text again for each token.
         use_cache=True,
         synced_gpus=_is_sharded(plain),
-        **_without_sampling(plain),
     )
-    config: Any = inner(plain)[1].config
     # An encoder-decoder's text begins with its start token, a decoder's with the prompt.
-    start = 1 if config.is_encoder_decoder else asked["input_ids"].shape[1]
-    ends = ends_of(plain, processor)
-    return [until_end(row, ends) for row in whole[:, start:].tolist()]
+    start = 1 if inner(plain)[1].config.is_encoder_decoder else asked["input_ids"].shape[1]
+    return [until_end(row, set(ends)) for row in whole[:, start:].tolist()]
 
 
 def until_end(ids: list[int], ends: set[int]) -> list[int]:
@@ -47,6 +50,12 @@ def ends_of(model: Any, processor: Any) -> set[int]:
     named = model.generation_config.eos_token_id
     known = named if isinstance(named, list) else [named]
     return {token for token in [*known, getattr(processor, "eos_token_id", None)] if token is not None}
+
+
+def _how(settings: Generate) -> dict[str, Any]:
+    """The settings as `generate` takes them: the ones that only beams have are left out without them."""
+    words = settings.model_dump()
+    return words if settings.num_beams > 1 else {**words, "length_penalty": None}
 
 
 def _without_sampling(model: Any) -> dict[str, Any]:

@@ -59,13 +59,14 @@ def score(
     `batches` are this process's share; the composition of a batch must not depend on the number of processes. `by` is a
     column whose values are scored apart, too; with `tunes` the task sets its thresholds by these rows.
     """
+    metrics = [metric.fit(task) for metric in metrics]
     texts = generate if any("generated" in metric.needs for metric in metrics) else None
     found = records(model, batches, task, world, split.processor, texts)
     if world.first:
         rows, judged = judge(found, split, task)
         if tunes and (tuned := task.tune(judged)) is not task:
             task, (rows, judged) = tuned, judge(found, split, tuned)
-        answer = Scored(numbers_by(rows, judged, metrics, task, by), task, judged)
+        answer = Scored(numbers_by(rows, judged, metrics, by), task, judged)
         world.share((answer.numbers, task.model_dump(mode="json")))
         return answer
     numbers, settings = world.share(None)
@@ -84,8 +85,10 @@ def records(
             batch = on_device(batch, world.device)
             made = task.score(forward(model, task, batch), batch)
             if generate is not None:
-                for record, ids in zip(made, write_texts(model, task, batch, processor, generate), strict=True):
-                    record["generated_ids"] = ids
+                written = write_texts(model, task, batch, processor, generate)
+                for name, ids in (("generated_ids", written), ("reference_ids", task.expected(batch))):
+                    for record, own in zip(made, ids or (), strict=ids is not None):
+                        record[name] = own
             mine += zip(windows, made, strict=False)  # a blank batch scores no row
     model.train(training)
     everyones = world.gather(mine)
@@ -102,16 +105,15 @@ def judge(found: Sequence[tuple[int, Record]], split: Split, task: Task) -> tupl
 
 
 def numbers_by(
-    rows: Sequence[Row], judged: Sequence[Record], metrics: Sequence[Metric], task: Task, by: str | None
+    rows: Sequence[Row], judged: Sequence[Record], metrics: Sequence[Metric], by: str | None
 ) -> dict[str, float]:
     """All metrics' numbers, and with `by` those of each of the column's values as `column=value/name`."""
-    fitted = [metric.fit(task) for metric in metrics]
-    numbers = compute(judged, fitted)
+    numbers = compute(judged, metrics)
     parts: dict[str, list[Record]] = defaultdict(list)
     for row, record in zip(rows, judged, strict=True):
         parts[str(row[by])].append(record) if by else None
     for value, part in sorted(parts.items()):
-        numbers |= {f"{by}={value}/{name}": number for name, number in compute(part, fitted).items()}
+        numbers |= {f"{by}={value}/{name}": number for name, number in compute(part, metrics).items()}
     return numbers
 
 

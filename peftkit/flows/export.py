@@ -37,8 +37,8 @@ from peftkit.evaluation.verify import (
 )
 from peftkit.exporters import Exporter
 from peftkit.exporters.base import Reading
-from peftkit.exporters.manual import Manual
 from peftkit.exporters.card import Card, licence_of, model_card
+from peftkit.exporters.manual import Manual
 from peftkit.flows.job import check_base, prepare_data
 from peftkit.models.load import Base, load
 from peftkit.models.whole import whole_weights

@@ -129,8 +129,9 @@ def prepare_data(run: Run) -> tuple[str, Prepared]:
     """The base's place, and the data encoded for it."""
     source = find(run.model, run.data.cache)
     processor = load_processor(run.model, source, run.task.reads)
-    context = context_limit(configure(run.model, run.task, source))
-    return source, prepare(run.data, run.task, processor, context, run.seed, run.eval.by, run.eval.anchor)
+    config = configure(run.model, run.task, source)
+    task = run.task.bind(config)
+    return source, prepare(run.data, task, processor, context_limit(config), run.seed, run.eval.by, run.eval.anchor)
 
 
 def engine_config(run: Run, processes: int) -> tuple[str, Config]:
@@ -155,7 +156,12 @@ def total_steps(run: Run, epoch: int) -> int:
 def metrics_of(run: Run) -> list[Metric]:
     """What is computed of a split: the loss always."""
     chosen = run.eval.metrics
-    metrics = [Metric.model_validate(name) for name in run.task.metrics] if chosen is None else list(chosen)
+    return with_loss(
+        [Metric.model_validate(name) for name in run.task.default_metrics()] if chosen is None else list(chosen)
+    )
+
+
+def with_loss(metrics: list[Metric]) -> list[Metric]:
     if not any(metric.name == "loss" for metric in metrics):
         metrics.insert(0, Metric.model_validate("loss"))
     return metrics

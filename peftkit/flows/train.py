@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from peftkit.engine.state import capture, load_weights, restore
 from peftkit.engine.statistics import share_statistics
 from peftkit.engine.world import World, identity, joined
 from peftkit.errors import ConfigError
+from peftkit.evaluation.bootstrap import ends_of_intervals
 from peftkit.evaluation.reference import join_reference
 from peftkit.evaluation.score import Split, score
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
-from peftkit.metrics import Metric
 from peftkit.run_folder import RunFolder, free_folder
 from peftkit.tasks import Task
 from peftkit.tasks.r_drop import RDrop, check_dropout
@@ -83,15 +83,16 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
     for current, step in all_steps(job, engine, progress):
         engine = current  # a stage of unfreezing opens another one
         teller.step(step.row())
-        better = evaluates(job, step.step) and evaluate_all(job, engine, progress, teller)
-        last = step.step == job.steps or gives_up(run, progress)
+        last = step.step == job.steps
+        better = evaluates(job, step.step) and evaluate_all(job, engine, progress, teller, last)
+        last = last or gives_up(run, progress)
         if better or last or step.step % (run.checkpoint.every or job.epoch) == 0:
             save(engine, folder, progress, world, base)
             if world.first:
                 prune(folder, run.checkpoint.keep, progress.best_step)
         if last:
             break
-    evaluate(job, engine, "test", progress, teller)
+    evaluate(job, engine, "test", progress, teller, last=True)
     engine.close()
     return progress
 
@@ -108,7 +109,7 @@ def all_steps(job: Job, engine: Engine, progress: Progress) -> Iterator[tuple[En
         stage, end = job.stage(progress.step), progress.step
         while end < job.steps and job.stage(end) == stage:
             end += 1
-        batches = job.batches(progress.step, end)
+        batches: Iterator[Sequence[dict[str, Any]]] = job.batches(progress.step, end)
         if run.task.looks_ahead:
             batches = with_ahead(engine, batches, run.task, job.world)
         for step in steps(engine, batches, task, job.world, rate, progress.step):
@@ -171,15 +172,15 @@ def join_references(job: Job, engine: Engine, folder: RunFolder, first_time: boo
             join_reference(engine.deepspeed, batches, store, task, job.world, folder.reference / split, first_time)
 
 
-def evaluate_all(job: Job, engine: Engine, progress: Progress, teller: Teller) -> bool:
+def evaluate_all(job: Job, engine: Engine, progress: Progress, teller: Teller, last: bool = False) -> bool:
     """Score the validation rows, and those of the old domain if there are any; whether the former is the best so far."""
-    better = evaluate(job, engine, "validation", progress, teller)
-    evaluate(job, engine, "anchor", progress, teller)
+    better = evaluate(job, engine, "validation", progress, teller, last)
+    evaluate(job, engine, "anchor", progress, teller, last)
     return better
 
 
-def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: Teller) -> bool:
-    """Score a split if there is one; for validation, whether it is the best score so far.
+def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: Teller, last: bool = False) -> bool:
+    """Score a split if there is one, the `last` time with intervals; for validation, whether it is the best score so far.
 
     Thresholds are set by the validation rows alone, and hold for what is scored until the next validation.
     """
@@ -204,7 +205,8 @@ def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: T
             tunes=validates,
         )
     numbers = scored.numbers
-    teller.evaluation(split, progress.step, numbers)
+    ends = ends_of_intervals(scored.records, job.metrics, scored.task, job.run.eval.bootstrap if last else 0)
+    teller.evaluation(split, progress.step, {**numbers, **ends})
     if not validates or not progress.step:
         return False
     progress.tuned = changes(job.run.task, scored.task)
@@ -224,8 +226,8 @@ def changes(task: Task, tuned: Task) -> dict[str, Any]:
 
 
 def is_better(value: float, best: float, job: Job) -> bool:
-    name = job.run.eval.best
-    lower = name in Metric.registry and not Metric.registry[name].higher_is_better
+    (metric,) = [metric for metric in job.metrics if metric.called == job.run.eval.best]
+    lower = not metric.higher_is_better
     better = value < best if lower else value > best
     return better or (math.isnan(best) and not math.isnan(value))
 

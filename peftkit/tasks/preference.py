@@ -167,7 +167,12 @@ class Preference(Task, name="preference"):
     def conflicts(self, run: Any) -> Iterator[str]:
         yield from super().conflicts(run)
         given = self.model_fields_set - {"name"}
-        own = {"label_smoothing": ("dpo",), "gamma": ("simpo",), "desirable": ("kto",), "undesirable": ("kto",)}
+        own: dict[str, tuple[str, ...]] = {
+            "label_smoothing": ("dpo",),
+            "gamma": ("simpo",),
+            "desirable": ("kto",),
+            "undesirable": ("kto",),
+        }
         own |= {"reference_free": ("dpo", "ipo", "hinge")}
         for field, kinds in own.items():
             if field in given and self.loss_type not in kinds and getattr(self, field) != _default(field):

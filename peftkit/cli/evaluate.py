@@ -1,0 +1,92 @@
+"""`peftkit eval MODEL ROWS`: a trained model's numbers on a file. `peftkit predict MODEL ROWS --out FILE`: its answers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from peftkit.cli.words import Parser
+from peftkit.errors import ConfigError
+
+MODEL = "RUN, RUN/checkpoints/step-000100 or RUN/export/NAME"
+
+
+def run(words: list[str]) -> int:
+    """Score the model on the rows."""
+    parser = _parser("eval", "Score a trained model on rows: the same numbers as in training, in any world.")
+    parser.add_argument("--metrics", nargs="+", default=[], help="names, hub:NAME or a script (default: the task's)")
+    parser.add_argument("--by", metavar="COLUMN", help="score the column's values apart, too")
+    parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="95%% intervals from so many samples")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers to this JSON file")
+    asked = parser.read(words)
+    if asked is None:
+        return 0
+    _check(asked)
+    _check_metrics(asked.metrics)
+    from peftkit.flows.evaluate import Asked, evaluate
+
+    own = {"metrics": asked.metrics, "by": asked.by, "bootstrap": asked.bootstrap, "out": asked.out}
+    evaluate(asked.model, Asked(rows=asked.rows, **own, **_shared(asked)), asked.verbose)
+    return 0
+
+
+def predict(words: list[str]) -> int:
+    """Write the model's answers beside the rows."""
+    parser = _parser("predict", "Write a trained model's answers beside the rows' own columns, in their order.")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .jsonl, .csv or .tsv file")
+    asked = parser.read(words)
+    if asked is None:
+        return 0
+    _check(asked)
+    from peftkit.flows.predict import Asked
+    from peftkit.flows.predict import predict as answer
+
+    answer(asked.model, Asked(rows=asked.rows, out=asked.out, **_shared(asked)), asked.verbose)
+    return 0
+
+
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser(command, description)
+    parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL)
+    parser.add_argument("rows", metavar="ROWS", help="a file, a folder, a URL or a hub name")
+    parser.add_argument("--batch", type=int, default=8, help="rows in one forward pass (default: 8)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    columns = "task's column = the file's, where it has another name: --columns text=review"
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OWN=FILE", help=columns)
+    which = "of a run: last, best, average or a step (default: the run's --checkpoint.final)"
+    parser.add_argument("--checkpoint", help=which)
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest text that is written (default: 64)")
+    parser.add_argument("--num-beams", type=int, default=1, help="beams that are followed (default: 1)")
+    parser.add_argument("--verbose", action="store_true", help="show libraries' messages and tracebacks")
+    return parser
+
+
+def _shared(asked: argparse.Namespace) -> dict[str, Any]:
+    from peftkit.config.sections import Generate
+
+    return {
+        "batch": asked.batch,
+        "limit": asked.limit,
+        "columns": dict(pair.split("=", 1) for pair in asked.columns),
+        "checkpoint": asked.checkpoint,
+        "generate": Generate(max_new_tokens=asked.max_new_tokens, num_beams=asked.num_beams),
+    }
+
+
+def _check(asked: argparse.Namespace) -> None:
+    for flag in ("batch", "limit", "max_new_tokens", "num_beams"):
+        value = getattr(asked, flag)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} {value}: at least 1")
+    for pair in asked.columns:
+        if "=" not in pair:
+            raise ConfigError(f"--columns {pair}: wants OWN=FILE, such as text=review")
+
+
+def _check_metrics(names: list[str]) -> None:
+    """Refuse a misspelt name before torch is imported."""
+    from peftkit.config.read import read
+
+    if names:
+        read(["--task", "causal_lm", "--data.train", "rows", "--eval.metrics", *names])

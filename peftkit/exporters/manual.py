@@ -1,0 +1,42 @@
+"""peftkit.json in an export's folder: how it is opened, and how it reads rows and decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftkit.exporters.base import Exporter, Reading
+from peftkit.tasks import Task
+
+MANUAL = "peftkit.json"
+
+
+@dataclass(frozen=True)
+class Manual:
+    """What a stranger needs to get from this model the answers that were certified."""
+
+    exporter: Exporter
+    reading: Reading
+    task: Task
+    """With its labels and thresholds."""
+    data: Mapping[str, Any]
+    """Settings of the data by which a row is read: `max_length`, `truncate`, `stride`, `columns`."""
+
+    def write(self, folder: Path) -> None:
+        held = {
+            "exporter": self.exporter.model_dump(mode="json"),
+            "reading": self.reading.to_json(),
+            "task": self.task.model_dump(mode="json"),
+            "data": dict(self.data),
+        }
+        (folder / MANUAL).write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manual:
+        held = json.loads((folder / MANUAL).read_text(encoding="utf-8"))
+        exporter: Exporter = Exporter.model_validate(held["exporter"])
+        task: Task = Task.model_validate(held["task"])
+        return cls(exporter, Reading.from_json(held["reading"]), task, held["data"])

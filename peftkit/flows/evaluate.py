@@ -1,0 +1,76 @@
+"""`peftkit eval MODEL ROWS`: a trained model's numbers on a file, the same in any world and the same as in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peftkit.config.sections import Generate
+from peftkit.data.batches import evaluation_batches
+from peftkit.data.prepare import Prepared, prepare
+from peftkit.engine.world import World, joined
+from peftkit.errors import ConfigError
+from peftkit.evaluation.bootstrap import ends_of_intervals
+from peftkit.evaluation.score import Scored, Split, score
+from peftkit.flows.job import with_loss
+from peftkit.flows.trained import Trained, on, open_trained, with_columns
+from peftkit.metrics import Metric
+from peftkit.tracking.quiet import chatter_to
+from peftkit.tracking.teller import Teller
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be computed of which rows."""
+
+    rows: str
+    """A file, a folder, a URL or a hub name."""
+    metrics: Sequence[str] = ()
+    """Left out: the task's own."""
+    by: str | None = None
+    bootstrap: int = 0
+    limit: int | None = None
+    batch: int = 8
+    columns: dict[str, str] = field(default_factory=dict)
+    checkpoint: str | None = None
+    generate: Generate = field(default_factory=Generate)
+    out: Path | None = None
+    """A JSON file for the numbers."""
+
+
+def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, float]:
+    """Score the model at `place`; its numbers, on every process, with intervals as NAME/low and NAME/high."""
+    if asked.out and asked.out.exists():
+        raise ConfigError(f"--out {asked.out} exists already; nothing is overwritten")
+    with joined() as world, chatter_to(None, verbose):
+        teller = Teller(world.first)
+        trained = on(with_columns(open_trained(place, asked.checkpoint), asked.columns), world.device)
+        metrics = with_loss([Metric.model_validate(name) for name in asked.metrics or trained.task.metrics])
+        prepared = prepare_rows(trained, asked)
+        for line in prepared.report.lines():
+            teller.note(line)
+        scored = scores(trained, prepared, metrics, asked, world)
+        ends = ends_of_intervals(scored.records, metrics, scored.task, asked.bootstrap)
+        numbers = {**scored.numbers, **world.share(ends)}
+        teller.evaluation(asked.rows, 0, numbers)
+        if world.first and asked.out:
+            asked.out.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+            teller.note(f"written to {asked.out}")
+    return numbers
+
+
+def prepare_rows(trained: Trained, asked: Asked) -> Prepared:
+    """The rows as if they were all there is to train on: none is held out, drawn or changed."""
+    alone = {"train": asked.rows, "limit": asked.limit, "holdout": 0.0}
+    data = trained.data.model_copy(update=alone)
+    return prepare(data, trained.task, trained.processor, trained.context, trained.seed, asked.by)
+
+
+def scores(trained: Trained, prepared: Prepared, metrics: Sequence[Metric], asked: Asked, world: World) -> Scored:
+    split = Split(prepared.train, prepared.rows("train"), trained.processor)
+    batches = evaluation_batches(
+        prepared.train, trained.task, trained.processor, asked.batch, world.processes, world.process
+    )
+    return score(trained.model, batches, split, trained.task, metrics, world, asked.generate, asked.by)

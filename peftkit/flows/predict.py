@@ -1,0 +1,187 @@
+"""`peftkit predict MODEL ROWS --out FILE`: a trained model's answers, beside the columns that were there, in their order."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from peftkit.config.sections import Generate
+from peftkit.data.columns import matched
+from peftkit.data.encode import Encoder, encode_rows, length
+from peftkit.data.sources import Table, digest, read
+from peftkit.engine.world import World, joined
+from peftkit.errors import ConfigError, DataError
+from peftkit.evaluation.score import records
+from peftkit.flows.trained import Trained, on, open_trained, with_columns
+from peftkit.tasks.base import Features, Record, Row
+from peftkit.tracking.quiet import chatter_to, terminal
+
+CHUNK = 256
+"""Rows between two times that the answers are on the disk."""
+WRITERS = (".jsonl", ".csv", ".tsv")
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which rows are answered, and where the answers go."""
+
+    rows: str
+    """A file, a folder, a URL or a hub name."""
+    out: Path
+    """A .jsonl, .csv or .tsv file that does not exist yet."""
+    batch: int = 8
+    limit: int | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    checkpoint: str | None = None
+    generate: Generate = field(default_factory=Generate)
+
+
+def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
+    """Write every row with the model's answer to `asked.out`; a row that cannot be read gets the reason in `error`.
+
+    Goes on where an interrupted prediction of the same model and rows stopped.
+    """
+    check_out(asked.out)
+    console = Console(file=terminal(), highlight=False)
+    with joined() as world, chatter_to(None, verbose):
+        if world.processes > 1:
+            raise ConfigError("peftkit predict runs on one process; start it without a launcher")
+        trained = on(with_columns(open_trained(place, asked.checkpoint), asked.columns), world.device)
+        table = read(asked.rows, asked.limit, cache=trained.data.cache)
+        answers = Answers(asked.out, identity(place, asked))
+        done = answers.written()
+        if done:
+            console.print(f"going on after row {done:,} of {len(table.rows):,}")
+        with Progress(console=console, disable=not terminal().isatty()) as bar:
+            shown = bar.add_task("predicting", total=len(table.rows), completed=done)
+            for rows in answered(trained, table, done, asked, world):
+                answers.add(rows)
+                bar.advance(shown, len(rows))
+        answers.finish()
+        console.print(f"{len(table.rows):,} rows written to {asked.out}")
+    return asked.out
+
+
+def answered(trained: Trained, table: Table, done: int, asked: Asked, world: World) -> Iterator[list[Row]]:
+    """The rows from `done` on with their answers, some at a time."""
+    task = trained.task
+    names = matched(table, task, trained.data.columns)
+    max_length = min(trained.data.max_length, trained.context or trained.data.max_length)
+    encoder = Encoder(task, trained.processor, max_length, trained.data.truncate, trained.data.stride)
+    for start in range(done, len(table.rows), CHUNK):
+        rows = table.rows[start : start + CHUNK]
+        asked_of = [task.unlabelled({own: row[name] for own, name in names.items() if name in row}) for row in rows]
+        encoded = encode_rows(encoder, asked_of)
+        found = judged(trained, asked_of, encoded.windows, asked, world)
+        yield [
+            beside(row, {"error": str(encoded.problems[at])} if at in encoded.problems else task.answer(found[at]))
+            for at, row in enumerate(rows)
+        ]
+
+
+def judged(
+    trained: Trained, rows: Sequence[Row], windows: Sequence[list[Features]], asked: Asked, world: World
+) -> dict[int, Record]:
+    """Each usable row's record."""
+    flat = [(row, window) for row, own in enumerate(windows) for window in own]
+    made = records(
+        trained.model, batches(trained, flat, asked.batch), trained.task, world, trained.processor, asked.generate
+    )
+    grouped = groupby(made, key=lambda pair: flat[pair[0]][0])
+    return {
+        row: trained.task.judge(rows[row], [record for _, record in own], trained.processor) for row, own in grouped
+    }
+
+
+def batches(
+    trained: Trained, windows: Sequence[tuple[int, Features]], size: int
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Windows of like lengths together."""
+    longest_first = sorted(range(len(windows)), key=lambda number: (-length(windows[number][1]), number))
+    for start in range(0, len(longest_first), size):
+        chosen = longest_first[start : start + size]
+        yield chosen, trained.task.collate([windows[number][1] for number in chosen], trained.processor)
+
+
+def beside(row: Row, answer: Row) -> Row:
+    """The row's own columns, then the answer's; DataError if both have one of a name."""
+    both = sorted(row.keys() & answer.keys())
+    if both:
+        raise DataError(f"the rows have a column {both[0]!r}, as the answers have; rename it in the file")
+    return {**row, **answer}
+
+
+def check_out(out: Path) -> None:
+    if out.suffix.lower() not in WRITERS:
+        raise ConfigError(f"--out {out}: a file that ends in {', '.join(WRITERS)}")
+    if out.exists():
+        raise ConfigError(f"--out {out} exists already; nothing is overwritten")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+
+
+def identity(place: Path, asked: Asked) -> str:
+    """What an interrupted prediction must have in common with the one that goes on with it."""
+    settings = [str(place.resolve()), digest(asked.rows), asked.columns, asked.checkpoint, asked.limit]
+    said = json.dumps([*settings, asked.generate.model_dump()], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+class Answers:
+    """Rows on their way to `out`: in OUT.partial, a JSON line each, until all are there."""
+
+    def __init__(self, out: Path, identity: str) -> None:
+        self.out, self.identity = out, identity
+        self.partial = out.with_name(out.name + PARTIAL)
+
+    def written(self) -> int:
+        """How many whole rows lie there from an earlier attempt; a line that was cut is dropped."""
+        if not self.partial.exists():
+            self.partial.write_text(json.dumps({"of": self.identity}) + "\n", encoding="utf-8")
+            return 0
+        lines = self.partial.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        if not whole or json.loads(whole[0]).get("of") != self.identity:
+            raise ConfigError(
+                f"{self.partial} was written for another model or other rows; remove it, or name another --out"
+            )
+        self.partial.write_bytes(b"".join(whole))
+        return len(whole) - 1
+
+    def add(self, rows: Sequence[Row]) -> None:
+        with self.partial.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+    def finish(self) -> None:
+        """Put the file in its place, in its format."""
+        ready = self.out.with_name(self.out.name + ".ready")
+        with self.partial.open(encoding="utf-8") as lines, ready.open("w", encoding="utf-8", newline="") as file:
+            next(lines)
+            if self.out.suffix.lower() == ".jsonl":
+                file.writelines(lines)
+            else:
+                self._separate(lines, file)
+        ready.rename(self.out)
+        self.partial.unlink()
+
+    def _separate(self, lines: Iterator[str], file: Any) -> None:
+        """As a table: lists and objects as JSON."""
+        rows = [json.loads(line) for line in lines]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, columns, delimiter="\t" if self.out.suffix.lower() == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,103 @@
+"""A trained model as it lies on a disk, ready to answer: a run's folder, one of its checkpoints, or an export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftkit.config.read import load as load_run
+from peftkit.config.sections import Data, Model
+from peftkit.engine.checkpoint import read_progress, read_result
+from peftkit.errors import ConfigError, ModelError
+from peftkit.exporters.manual import MANUAL, Manual
+from peftkit.flows.export import READ_AS, dtype_of, find_checkpoints, put_trained
+from peftkit.flows.job import check_base
+from peftkit.models.configure import configure, context_limit
+from peftkit.models.load import load
+from peftkit.models.processor import load_processor
+from peftkit.run_folder import STEP, RunFolder
+from peftkit.tasks import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that answers."""
+
+    place: Path
+    model: Any
+    """A transformers or PEFT model, in evaluation mode."""
+    processor: Any
+    task: Task
+    """With its labels and thresholds."""
+    data: Data
+    """How rows are read, and no source."""
+    context: int | None
+    """The longest row that the model takes."""
+    seed: int = 0
+
+
+def open_trained(place: Path, checkpoint: str | None = None) -> Trained:
+    """Open what lies at `place`. ConfigError if that is none of the three; ModelError if it cannot be opened.
+
+    `checkpoint` chooses among a run's: `last`, `best`, `average`, or a step.
+    """
+    place = place.expanduser()
+    if STEP.match(place.name) and (place / "manifest.json").is_file():
+        return from_run(place.parent.parent, place.name)
+    if (place / "config.yaml").is_file():
+        return from_run(place, checkpoint)
+    if (place / MANUAL).is_file():
+        return from_export(place)
+    what = (
+        "there is nothing" if not place.exists() else "that is neither a run's folder, nor a checkpoint, nor an export"
+    )
+    raise ConfigError(f"{place}: {what}; name RUN, RUN/checkpoints/step-000100 or RUN/export/NAME")
+
+
+def from_run(place: Path, checkpoint: str | None) -> Trained:
+    run = load_run(place / "config.yaml")
+    taken = find_checkpoints(RunFolder(place), checkpoint or run.checkpoint.final, run.checkpoint.average)
+    task = run.task.model_copy(update=dict(read_progress(taken[-1]).tuned))
+    base = load(run.model, task, run.strategy, dtype_of(run), run.seed, run.data.cache)
+    check_base(taken[-1], base)
+    model = run.strategy.adapt(base.model, base.fresh)
+    put_trained(model, read_result(taken, averaged=run.regularize.ema is not None))
+    context = context_limit(base.model.config)
+    return Trained(place, model.eval(), base.processor, task, reading_of(run.data), context, run.seed)
+
+
+def from_export(folder: Path) -> Trained:
+    manual = Manual.read(folder)
+    task = manual.task
+    try:
+        model = manual.exporter.open(folder, manual.reading)
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise ModelError(f"{folder} cannot be opened: {problem}") from problem
+    settings = Model(path=str(folder))
+    processor = load_processor(settings, str(folder), task.reads)
+    source = str(folder) if (folder / "config.json").is_file() else manual.reading.base
+    context = context_limit(configure(settings, task, source))
+    return Trained(folder, model.eval(), processor, task, Data.model_validate(manual.data), context)
+
+
+def reading_of(data: Data) -> Data:
+    """How rows are read, and nothing of which."""
+    return Data.model_validate(data.model_dump(include=READ_AS | {"cache"}))
+
+
+def on(trained: Trained, device: torch.device) -> Trained:
+    """The same with its model there (one in 4 bits is there already)."""
+    model = trained.model
+    quantised = getattr(model, "is_quantized", False) or getattr(
+        getattr(model, "config", None), "quantization_config", None
+    )
+    return trained if quantised else replace(trained, model=model.to(device))
+
+
+def with_columns(trained: Trained, columns: Mapping[str, str]) -> Trained:
+    """The same, reading a file whose columns have other names."""
+    return replace(trained, data=trained.data.model_copy(update={"columns": {**trained.data.columns, **columns}}))
