@@ -28,7 +28,10 @@ FLOORS = {
 Inside a function a room's lower files may call its upper ones: `engine.optim` (3) makes what `engine.torch_optim` (5) has.
 """
 
-BESIDE = {("evaluation", "engine"), ("evaluation", "models"), ("exporters", "strategies")}
+BESIDE = {
+    *(("evaluation", room) for room in ("data", "engine", "models")),
+    *(("exporters", room) for room in ("strategies", "tasks")),
+}
 """Rooms of one floor of which the first may look into the second, never the other way round."""
 
 LIGHT = {*sys.stdlib_module_names, "pydantic", "pydantic_core", "yaml", "rich", "peftkit"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -69,15 +71,20 @@ class RowFile(Lazy):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._starts = np.load(folder / STARTS, mmap_mode="r", allow_pickle=False)
-        empty = not (folder / LINES).stat().st_size
-        self._lines = np.empty(0, np.uint8) if empty else np.memmap(folder / LINES, np.uint8, mode="r")
+        self._lines = os.open(folder / LINES, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._lines)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
     def row(self, index: int) -> Row:
-        line: Row = json.loads(self._lines[self._starts[index] : self._starts[index + 1]].tobytes())
+        start, end = (int(at) for at in self._starts[index : index + 2])
+        # Not a memory map: its pages would count as this process's memory. No position is shared either, as by seek.
+        line: Row = json.loads(os.pread(self._lines, end - start, start))
         return line
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return type(self), (self.folder,)
 
 
 def write_rows(folder: Path, rows: Iterable[Row]) -> RowFile:
