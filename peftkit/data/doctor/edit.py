@@ -13,7 +13,7 @@ FILES = ("image", "audio")
 def edited(row: Row, change: Callable[[str], str], but: tuple[str, ...] = FILES) -> Row:
     """The columns that `change` changes, with their new values; answers stay on the words on which they stood."""
     new = {column: mapped(value, change) for column, value in row.items() if column not in but}
-    new = {column: value for column, value in new.items() if value != row[column]}
+    new = {column: value for column, value in new.items() if value is not row[column] and value != row[column]}
     answers = answers_of(row.get("answers"))
     if "context" in new and answers and isinstance(row["context"], str):
         new["answers"] = _moved(row, new["context"], change, answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator
@@ -59,15 +60,22 @@ def decoded(data: bytes) -> tuple[list[str], list[int]]:
             texts.append(line.decode() + "\n")
         except UnicodeDecodeError:
             recoded.append(number)
-            texts.append(_windows(line) + "\n")
+            texts.append(line.decode(errors="peftkit-windows") + "\n")
     return texts, recoded
 
 
-def _windows(line: bytes) -> str:
+def _windows(problem: UnicodeError) -> tuple[str, int]:
+    """What stands for bytes that are not UTF-8: the letters that they are in Windows-1252; the rest of the line stays UTF-8."""
+    if not isinstance(problem, UnicodeDecodeError):
+        raise problem
+    data = problem.object[problem.start : problem.end]
     try:
-        return line.decode("cp1252")
+        return data.decode("cp1252"), problem.end
     except UnicodeDecodeError:
-        return line.decode("latin-1")
+        return data.decode("latin-1"), problem.end
+
+
+codecs.register_error("peftkit-windows", _windows)
 
 
 def _json_lines(texts: list[str]) -> Read:

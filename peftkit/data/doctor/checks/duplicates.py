@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 
 from peftkit.data.doctor.check import check
+from peftkit.data.doctor.checks.missing import is_empty, lacks
 from peftkit.data.doctor.finding import Finding, Remedy
 from peftkit.data.doctor.sheet import TRAIN, Case, Sheet
 from peftkit.data.doctor.similar import near_earlier, shingle
@@ -15,7 +16,8 @@ from peftkit.data.doctor.values import canonical, loosened, texts
 def duplicates(case: Case) -> Iterator[Finding]:
     """Rows equal to an earlier one of the same source in every column that the task reads."""
     for sheet in case.sheets:
-        rows = later(case.each("canonical", sheet, canonical)) if sheet.columns else []
+        keys = case.each("canonical", sheet, lambda row: None if is_empty(row) or lacks(sheet, row) else canonical(row))
+        rows = later(keys) if sheet.columns else []
         means = "equal to an earlier row in every column that the task reads"
         yield Finding(sheet, "warning", rows, means, (_remedy(sheet, rows),))
 

@@ -17,7 +17,7 @@ from peftkit.tasks.base import Row
 SURE = 0.95
 LETTERS = 40
 """Of shorter texts the language is a guess."""
-READ = 1000
+READ = 400
 """Characters that are looked at."""
 FEWEST = 20
 DOMINATES = 0.9

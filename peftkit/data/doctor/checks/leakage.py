@@ -8,10 +8,12 @@ from peftkit.data.doctor.check import check
 from peftkit.data.doctor.finding import Finding, drop
 from peftkit.data.doctor.sheet import TRAIN, Case, Sheet
 from peftkit.data.doctor.similar import Index, Shingled, shingle
-from peftkit.data.doctor.values import inputs, loosened
+from peftkit.data.doctor.values import LABELS, TARGETS, inputs, loosened, texts
 
 PAIRS = ((TRAIN, "test"), (TRAIN, "validation"), ("validation", "test"))
 """Rows are left out of the first of the two, never of the test rows."""
+WRITTEN = {*TARGETS, "messages", "prompt"} - set(LABELS)
+"""Columns with texts that are learnt, or with conversations."""
 
 
 @check("leakage", "drop")
@@ -51,4 +53,7 @@ def _keys(case: Case, sheet: Sheet) -> list[bytes | None]:
 
 
 def _shingled(case: Case, sheet: Sheet) -> list[Shingled | None]:
-    return case.each("shingled inputs", sheet, lambda row: shingle(inputs(row)))
+    """Of rows whose texts are all inputs, those that `near_duplicates` made."""
+    if set(sheet.columns) & WRITTEN:
+        return case.each("shingled inputs", sheet, lambda row: shingle(inputs(row)))
+    return case.each("shingled", sheet, lambda row: shingle(texts(row)))
