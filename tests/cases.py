@@ -100,6 +100,13 @@ def reward_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) ->
     return -torch.log(torch.sigmoid(scores[0] - scores[1])).sum(), 1
 
 
+def target_text_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """transformers' own mean loss of one target, whose decoder input it makes itself, times its tokens."""
+    labels = torch.tensor([features["labels"]])
+    count = len(features["labels"])
+    return model(input_ids=torch.tensor([features["input_ids"]]), labels=labels).loss * count, count
+
+
 CASES: dict[str, Case] = {
     "causal_lm": Case(
         ("llama", "gpt2", "gemma"),
@@ -121,4 +128,10 @@ CASES: dict[str, Case] = {
     "preference orpo": Case(("llama",), pairs, orpo_loss, settings={"name": "preference", "loss_type": "orpo"}),
     "preference kto": Case(("llama",), pairs, kto_loss, settings={"name": "preference", "loss_type": "kto"}),
     "reward": Case(("llama", "bert"), pairs, reward_loss, model={"head": "sequence_classification", "num_labels": 1}),
+    "seq2seq": Case(
+        ("t5", "bart", "marian"),
+        lambda folder: [{"source": question, "target": answer} for question, answer in map(text, range(ROWS))],
+        target_text_loss,
+        settings={"max_target_length": 40},
+    ),
 }

@@ -34,8 +34,9 @@ def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: 
         use_cache=True,
         synced_gpus=_is_sharded(plain),
     )
+    config: Any = inner(plain)[1].config
     # An encoder-decoder's text begins with its start token, a decoder's with the prompt.
-    start = 1 if inner(plain)[1].config.is_encoder_decoder else asked["input_ids"].shape[1]
+    start = 1 if config.is_encoder_decoder else asked["input_ids"].shape[1]
     return [until_end(row, set(ends)) for row in whole[:, start:].tolist()]
 
 

@@ -11,15 +11,17 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from peftkit.config.read import load as load_run
-from peftkit.data.store import Store
+from peftkit.config.sections import Generate
+from peftkit.data.prepare import Prepared
 from peftkit.errors import ConfigError
+from peftkit.evaluation.generate import write_texts
 from peftkit.flows.job import prepare_data
 from peftkit.models.load import load
 from peftkit.models.processor import load_processor
 from peftkit.run_folder import RunFolder
 from peftkit.strategies.full import Full
-from peftkit.tasks.base import IGNORED
-from peftkit.tasks.next_token import NextToken
+from peftkit.tasks import Task
+from peftkit.tasks.base import Batch, Record, Row
 from peftkit.tracking.console import Console
 from peftkit.tracking.quiet import chatter_to
 
@@ -35,55 +37,49 @@ def compare(run_folder: Path, rows: int = 3, console: Console | None = None) -> 
     folder = RunFolder(run_folder)
     run = load_run(folder.config)
     merged = folder.export("merged")
-    if not isinstance(run.task, NextToken):
-        raise ConfigError(f"--task {run.task.name} writes no text to compare")
     if not merged.is_dir():
         raise ConfigError(f"{merged} is not there yet: peftkit export {run_folder} --to merged")
     with chatter_to(folder.logs / "compare.log"):
         source, prepared = prepare_data(run)
-        tokenizer = load_processor(run.model, source)
-        store = prepared.validation or prepared.test or prepared.train
-        cut = [at_first_target(store, row) for row in range(min(rows, len(store)))]
+        processor = load_processor(run.model, source, run.task.reads)
+        chosen = first_rows(prepared, rows, processor)
+        if prepared.task.prompts(chosen[0][1], processor) is None:
+            raise ConfigError(f"--task {run.task.name} writes no text to compare")
         base = load(run.model, run.task, Full(), torch.float32, run.seed, run.data.cache).model
-        before = [answer(base, tokenizer, prompt) for prompt, _ in cut]
+        before = [answer(base, prepared.task, row, batch, processor) for row, batch in chosen]
         tuned = run.task.model_class().from_pretrained(merged, dtype=torch.float32)
-        after = [answer(tuned, tokenizer, prompt) for prompt, _ in cut]
+        after = [answer(tuned, prepared.task, row, batch, processor) for row, batch in chosen]
         told = [
-            (tokenizer.decode(prompt, skip_special_tokens=True), said(tokenizer, expected), old, new)
-            for (prompt, expected), old, new in zip(cut, before, after, strict=True)
+            (prompt_of(prepared.task, batch, processor), str(old["reference"]), old["generated"], new["generated"])
+            for (_, batch), old, new in zip(chosen, before, after, strict=True)
         ]
         (console or Console()).show(*tables(told))
     return told
 
 
-def at_first_target(store: Store, row: int) -> tuple[list[int], list[int]]:
-    """A row's tokens before its first target, and from there on."""
-    features = store[row]
-    start = next(at for at, label in enumerate(features["labels"]) if at and label != IGNORED)
-    return features["input_ids"][:start], features["input_ids"][start:]
+def first_rows(prepared: Prepared, rows: int, processor: Any) -> list[tuple[Row, Batch]]:
+    """The first held-out rows, each with its first window as a batch of its own."""
+    stores = {name: store for name in ("validation", "test", "train") if (store := prepared.store(name)) is not None}
+    split, store = next(iter(stores.items()))
+    firsts = {int(store.row[window]): window for window in reversed(range(len(store)))}
+    windows = sorted(firsts.items())[:rows]
+    return [(prepared.rows(split)[row], prepared.task.collate([store[at]], processor)) for row, at in windows]
 
 
-def answer(model: PreTrainedModel, tokenizer: Any, prompt: list[int]) -> str:
-    """The model's greedy continuation."""
-    ids = torch.tensor([prompt])
+def answer(model: PreTrainedModel, task: Task, row: Row, batch: Batch, processor: Any) -> Record:
+    """What the model writes for the row (greedy), and what it should."""
     model.eval()
     with torch.no_grad():
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=LONGEST,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return said(tokenizer, out[0, len(prompt) :].tolist())
+        (ids,) = write_texts(model, task, batch, processor, Generate(max_new_tokens=LONGEST))
+    (expected,) = task.expected(batch) or [[]]
+    return task.judge(row, [{"generated_ids": ids, "reference_ids": expected[:LONGEST]}], processor)
 
 
-def said(tokenizer: Any, tokens: list[int]) -> str:
-    text: str = tokenizer.decode(tokens[:LONGEST], skip_special_tokens=True)
-    return text.strip()
+def prompt_of(task: Task, batch: Batch, processor: Any) -> str:
+    """What the model was given, in words."""
+    ids = (task.prompts(batch, processor) or {}).get("input_ids")
+    text: str = "" if ids is None else processor.decode(ids[0], skip_special_tokens=True)
+    return text
 
 
 def tables(told: list[tuple[str, str, str, str]]) -> list[Table]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from peftkit.tasks.base import IGNORED, Features, Row, RowError
+from peftkit.tasks.base import IGNORED, Batch, Features, Row, RowError
 from peftkit.tasks.next_token import NextToken
 
 
@@ -19,6 +20,21 @@ class CausalLM(NextToken, name="causal_lm"):
         if len(ids) < 2:
             raise RowError(f"no target: {len(ids)} token left, and the first one is not predicted")
         return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+
+    def prompts(self, batch: Batch, processor: Any) -> None:
+        """None: every token is a target, so nothing stands before them."""
+
+    def expected(self, batch: Batch) -> None:
+        """None, for the same reason."""
+
+    def conflicts(self, run: Any) -> Iterator[str]:
+        yield from super().conflicts(run)
+        for metric in run.eval.metrics or ():
+            if "generated" in metric.needs:
+                yield (
+                    f"--eval.metrics {metric.name} scores what the model writes, and --task causal_lm has no prompts to"
+                    " write from; --task chat has, with rows of prompts and responses"
+                )
 
 
 def text_of(row: Row, column: str) -> str:

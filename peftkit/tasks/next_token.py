@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftkit.tasks.base import IGNORED, Batch, Features, Record, Task
+from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,49 @@ class NextToken(Task):
         rows = zip(outputs.logits.detach(), batch["labels"], strict=True)
         return [token_record(*counted(logits[None], labels[None])) for logits, labels in rows]
 
+    def prompts(self, batch: Batch, processor: Any) -> dict[str, Any] | None:
+        """All before the last run of targets, with padding on the left. A row without targets is its own prompt."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        ids = [row[: run.start] for row, run in zip(batch["input_ids"], last_runs(batch), strict=True)]
+        ends = {answer[-1] for answer in self.expected(batch) or () if answer}
+        return {
+            "input_ids": pad_sequence(ids, True, padding_id(processor), "left"),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True, 0, "left"),
+            # A chat template may end a turn with another token than the one that ends a text.
+            "eos_token_id": sorted(ends & special_ids(processor)),
+        }
+
+    def expected(self, batch: Batch) -> list[list[int]] | None:
+        return [row[run].tolist() for row, run in zip(batch["input_ids"], last_runs(batch), strict=True)]
+
+    def judge(self, row: Row, records: Sequence[Record], processor: Any) -> Record:
+        record, special = dict(records[0]), special_ids(processor)
+        for ids, text in (("generated_ids", "generated"), ("reference_ids", "reference")):
+            if ids in record:
+                words = [token for token in record[ids] if token not in special]
+                record[text] = processor.decode(words).strip()
+        return record
+
     def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:
         marked = zip(features["input_ids"], features["labels"], strict=True)
         runs = groupby(marked, key=lambda position: position[1] != IGNORED)
         return [(processor.decode([token for token, _ in run]), target) for target, run in runs]
+
+
+def last_runs(batch: Batch) -> list[slice]:
+    """Where each row's last run of targets stands; an empty one behind a row that has none."""
+    runs = []
+    for labels, mask in zip(batch["labels"].tolist(), batch["attention_mask"].tolist(), strict=True):
+        stop = sum(mask)
+        while stop and labels[stop - 1] == IGNORED:
+            stop -= 1
+        start = stop
+        while start and labels[start - 1] != IGNORED:
+            start -= 1
+        runs.append(slice(start, stop) if stop else slice(sum(mask), sum(mask)))
+    return runs
 
 
 def counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +119,12 @@ def stack(features: Sequence[Features], tokenizer: Any) -> Batch:
         batch[name] = torch.stack(column) if scalars else pad_sequence(column, True, fills.get(name, 0))
     mask = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in features]
     return {**batch, "attention_mask": pad_sequence(mask, batch_first=True)}
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Tokens that are never part of a text: those with a name (bos, eos, ...) and added ones that are marked as special."""
+    added = {token for token, text in tokenizer.added_tokens_decoder.items() if text.special}
+    return added | set(tokenizer.all_special_ids)
 
 
 def padding_id(tokenizer: Any) -> int:
