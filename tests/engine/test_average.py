@@ -22,6 +22,7 @@ from peftkit.errors import CheckpointError
 from peftkit.run_folder import RunFolder
 from tests.engine.conftest import Together
 from tests.engine.odd import Odd, furthest, opened, optimizer, rows_of, train
+from tests.engine.test_precision import a_device_with_fp16, scaling
 
 BASE = {"source": "here", "fingerprint": "abc"}
 STAGES = ("zero0", "zero1", "zero2", "zero3")
@@ -176,7 +177,10 @@ CHECKS: dict[str, Any] = {
 }
 CHECKS |= {
     f"there-and-back-{zero}-{precision}": partial(computes_with_it_and_goes_back, zero=zero, precision=precision)
-    for zero, precision in (("zero0", "fp32"), ("zero1", "bf16"), ("zero2", "fp32"), ("zero3", "bf16"))
+    for zero, precision in (
+        *(("zero0", "fp32"), ("zero1", "bf16"), ("zero2", "fp32"), ("zero3", "bf16")),
+        *(("zero2_offload", "fp32"), ("zero3_offload", "fp32")),
+    )
 }
 CHECKS |= {
     f"resumed-{zero}-{optim}": partial(resumed_bit_for_bit, zero=zero, optim=optim)
@@ -221,3 +225,24 @@ def test_the_mean_of_checkpoints_is_that_of_their_weights(alone: World, tmp_path
     engine.close()
     with pytest.raises(CheckpointError, match="holds other weights than"):
         read_result([other, folders[0]])
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("zero", ["zero2", "zero3"])
+def test_a_step_that_overflows_is_not_in_it(zero: str, alone: World) -> None:
+    """The scale is far too large at first: the average begins with the first step that was taken."""
+    with a_device_with_fp16():
+        engine = opened(Odd(), zero, alone, optimizer("adamw"), "fp16", **scaling(20, window=100))
+        pull_back(engine, PULL)
+        follow(engine, DECAY)
+        overflows = []
+        for step in range(12):
+            train(engine, [step], alone)
+            overflows.append(engine.overflowed)
+        state = capture(engine)
+        engine.close()
+    taken = overflows.count(False)
+    assert 0 < taken < 12 and overflows[0]
+    assert {int(value) for name, value in state.counters.items() if name.endswith("|averaged")} == {taken}
+    start = {name: weight.half().float() for name, weight in Odd().named_parameters()}
+    assert furthest(of_kind(state, "start"), start) == 0

@@ -112,7 +112,7 @@ def mean_loss(model: Any, tokenizer: Any, folder: Path) -> float:
 @pytest.mark.launch
 def test_a_model_without_dropout_is_refused_before_the_first_step(folder: Path, tmp_path: Path) -> None:
     save_tiny(tmp_path / "llama", "llama")
-    with pytest.raises(ConfigError, match="nothing drops out in this model; give --model.dropout"):
+    with pytest.raises(ConfigError, match=r"nothing drops out in this model; give --model.dropout"):
         train(Run.model_validate(settings(folder, model=str(tmp_path / "llama"), out=str(tmp_path / "run"))))
     assert not (tmp_path / "run/config.yaml").exists()
 
