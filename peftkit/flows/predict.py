@@ -68,7 +68,7 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
                 answers.add(rows)
                 bar.advance(shown, len(rows))
         answers.finish()
-        console.print(f"{len(table.rows):,} rows written to {asked.out}")
+        console.print(f"{len(table.rows):,} rows written to {asked.out}", soft_wrap=True)
     return asked.out
 
 

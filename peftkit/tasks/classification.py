@@ -9,12 +9,14 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 
 from peftkit.tasks.base import Batch, LabelError, Record, Row, Task
 from peftkit.tasks.labels import problem_of
-from peftkit.tasks.problems import PROBLEMS, OneLabel, Problem, listed, missing
+from peftkit.tasks.problems import PROBLEMS, OneLabel, Problem, listed
 from peftkit.tasks.thresholds import HALF
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+UNKNOWN = ...
+"""Stands for the label of a row that is to be predicted; a row where it is missing is one to be mended."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -40,15 +42,6 @@ class Labelled(Task):
         if len(set(names)) < max(2, len(names)):
             raise ValueError("at least two labels, each named once")
         return names
-
-    def named(self) -> dict[str, Any]:
-        """What a model's configuration knows of the labels."""
-        names = dict(enumerate(self.labels or []))
-        return {
-            "num_labels": len(names),
-            "id2label": names,
-            "label2id": {name: number for number, name in names.items()},
-        }
 
     def check_weights(self) -> None:
         """LabelError if a weight is that of no label."""
@@ -99,17 +92,15 @@ class Classification(Labelled):
     def model_options(self) -> dict[str, Any]:
         """Sizes and names the head, and says how it decides; nothing until that is known."""
         if self.problem == "regression":
-            known = {} if self.numbers is None else {"num_labels": self.numbers}
-            return {**known, "problem_type": "regression"} if known else {}
+            known = {} if self.numbers is None else named(numbered(self.numbers))
+            return {**known, "problem_type": "regression", "thresholds": None} if known else {}
         if self.labels is None:
             return {}
-        decided = {"thresholds": self.decided} if self.decided else {}
-        return {**self.named(), "problem_type": self._problem.kind, **decided}
+        # None takes away those of a base that was trained before.
+        return {**named(self.labels), "problem_type": self._problem.kind, "thresholds": self.decided or None}
 
     def fit(self, rows: Sequence[Row]) -> Self:
-        if lacking := missing(rows, "label"):
-            raise LabelError(lacking)
-        labels = [row["label"] for row in rows]
+        labels = [row.get("label") for row in rows]
         problem = problem_of(labels) if self.problem == "auto" else self.problem
         fitted = self.model_copy(update={"problem": problem})
         fitted = fitted.model_copy(update=fitted._problem.fit(labels))
@@ -118,8 +109,19 @@ class Classification(Labelled):
         return self if fitted == self else fitted
 
     def encoded_label(self, row: Row) -> Any:
-        """The row's label as its features have it; of a row without such a column, what no loss counts."""
-        return self._problem.encode(row["label"]) if "label" in row else self._problem.unknown()
+        """The row's label as its features have it; of a row that is to be predicted, what no loss counts."""
+        label = row.get("label")
+        return self._problem.unknown() if label is UNKNOWN else self._problem.encode(label)
+
+    def unlabelled(self, row: Row) -> Row:
+        return {**row, "label": UNKNOWN}
+
+    def answer(self, record: Record) -> Row:
+        """The prediction, and each label's probability by its name."""
+        answer, names = super().answer(record), self.labels or []
+        if "probabilities" in answer:
+            answer["probabilities"] = dict(zip(names, answer["probabilities"], strict=True))
+        return answer
 
     def blank(self, batch: Batch) -> Batch:
         return {**batch, "labels": self._problem.blank(batch["labels"])}
@@ -196,6 +198,16 @@ class Classification(Labelled):
         for field, kinds in SPOKEN.items():
             if self.problem not in kinds and getattr(self, field) != type(self).model_fields[field].default:
                 yield f"--task.{field} says nothing where --task.problem is {self.problem}, but for {' and '.join(kinds)}"
+
+
+def named(labels: Sequence[str]) -> dict[str, Any]:
+    """What a model's configuration knows of its outputs."""
+    names = dict(enumerate(labels))
+    return {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
+
+
+def numbered(size: int) -> list[str]:
+    return ["value"] if size == 1 else [f"value_{number}" for number in range(size)]
 
 
 CLASSES = ("single_label", "multi_label")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftkit.tasks.base import IGNORED, LabelError, Record, Row
+from peftkit.tasks.base import IGNORED, LabelError, Record
 from peftkit.tasks.labels import (
     by_number,
+    is_missing,
     is_multi_hot,
     is_number,
     label_name,
@@ -165,14 +166,14 @@ class SeveralLabels(Problem):
         hot = is_multi_hot(labels) if task.multi_hot is None else task.multi_hot
         fitted: dict[str, Any] = {"multi_hot": hot, "separator": task.separator or separator_of(labels)}
         width = max((len(label) for label in labels if isinstance(label, (list, tuple))), default=0)
-        given = [] if hot else [label_names(label, fitted["separator"]) for label in labels if label is not None]
+        given = [] if hot else [label_names(label, fitted["separator"]) for label in labels if not is_missing(label)]
         found = map(str, range(width)) if hot else {name for names in given for name in names}
         fitted["labels"] = task.labels or sorted(found, key=by_number)
         if len(fitted["labels"]) < 2:
             raise LabelError(f"the training rows have {len(fitted['labels'])} label; several labels are two or more")
         if task.class_weights == "balanced":
             rows = SeveralLabels(task.model_copy(update={**fitted, "class_weights": None}))
-            known = [rows.encode(label) for label in labels if label is not None]
+            known = [rows.encode(label) for label in labels if not is_missing(label)]
             sums = {name: sum(row[at] for row in known) for at, name in enumerate(fitted["labels"])}
             fitted["class_weights"] = balanced_several(sums, len(known))
         return fitted
@@ -234,7 +235,7 @@ class Numbers(Problem):
     kind = "regression"
 
     def fit(self, labels: Sequence[Any]) -> dict[str, Any]:
-        widths = {len(label) if isinstance(label, (list, tuple)) else 1 for label in labels if label is not None}
+        widths = {len(label) if isinstance(label, (list, tuple)) else 1 for label in labels if not is_missing(label)}
         if self.task.numbers is None and not widths:
             raise LabelError("the training rows have no label")
         return {"numbers": self.task.numbers or max(widths)}
@@ -286,8 +287,3 @@ PROBLEMS: dict[str, type[Problem]] = {
     "regression": Numbers,
 }
 
-
-def missing(rows: Sequence[Row], column: str) -> str | None:
-    """A sentence on the rows that have no such column, which is no wrong value but may be an oversight."""
-    lacking = [number for number, row in enumerate(rows, start=1) if column not in row]
-    return f"no {column!r} in {len(lacking)} of the training rows, the first is row {lacking[0]}" if lacking else None
