@@ -185,7 +185,7 @@ class Eval(Section):
 
     def names(self, run: Any) -> list[str]:
         """The metrics that are computed."""
-        chosen = run.task.default_metrics() if self.metrics is None else [metric.name for metric in self.metrics]
+        chosen = run.task.default_metrics() if self.metrics is None else [metric.called for metric in self.metrics]
         return list(dict.fromkeys(["loss", *chosen]))
 
     def conflicts(self, run: Any) -> Iterator[str]:

@@ -47,7 +47,7 @@ def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, floa
     with joined() as world, chatter_to(None, verbose):
         teller = Teller(world.first)
         trained = on(with_columns(open_trained(place, asked.checkpoint), asked.columns), world.device)
-        metrics = with_loss([Metric.model_validate(name) for name in asked.metrics or trained.task.metrics])
+        metrics = with_loss([Metric.model_validate(name) for name in asked.metrics or trained.task.default_metrics()])
         prepared = prepare_rows(trained, asked)
         for line in prepared.report.lines():
             teller.note(line)
