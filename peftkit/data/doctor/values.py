@@ -9,7 +9,19 @@ from typing import Any
 
 from peftkit.tasks.base import Row
 
-TARGETS = ("label", "labels", "tags", "answers", "response", "target", "chosen", "rejected", "margin", "score")
+TARGETS = (
+    "label",
+    "labels",
+    "tags",
+    "answers",
+    "response",
+    "completion",
+    "target",
+    "chosen",
+    "rejected",
+    "margin",
+    "score",
+)
 """Columns that are learnt; the others are read."""
 LABELS = ("label", "labels", "tags")
 """Columns of names out of a set, or of numbers: no texts."""

@@ -17,6 +17,7 @@ from peftkit.data.doctor.similar import near, shingle
 from peftkit.data.doctor.write import file_names
 from peftkit.errors import ConfigError, DataError
 from peftkit.tasks import Task
+from tests.data.doctor.plant import columns_task
 
 CLASSES = Task.model_validate("sequence_classification")
 
@@ -71,7 +72,7 @@ def test_other_numbers_make_another_row():
 
 def test_questions_about_one_context_are_no_near_duplicates(tmp_path):
     context = "The river rises in the hills, crosses the plain and reaches the sea after two hundred miles." * 5
-    rows = [{"text": context, "text_pair": one, "label": str(number % 2)} for number, one in enumerate(["Where does it rise?", "How long is it?"] * 1)]  # fmt: skip
+    rows = [{"text": context, "text_pair": one, "label": one[0]} for one in ("Where does it rise?", "How long is it?")]
     assert findings(tmp_path, rows) == []
 
 
@@ -139,8 +140,24 @@ def test_other_formats_that_cannot_be_read_are_a_finding(tmp_path):
 
 
 def test_a_check_that_there_is_not_suggests_the_nearest():
-    with pytest.raises(ConfigError, match="--only duplicate: no check has that name .did you mean 'duplicates'"):
+    with pytest.raises(ConfigError, match=r"--only duplicate: no check has that name \(did you mean 'duplicates'"):
         chosen(["duplicate"])
+
+
+def test_every_source_of_a_mixture_is_checked_with_its_own_columns(tmp_path):
+    rows = [{"review": f"row {at} fine", "stars": "xy"[at % 2]} for at in (1, 2, 2)]
+    path = write(tmp_path, rows)
+    (tmp_path / "b").mkdir()
+    other = write(tmp_path / "b", [{"text": "good film", "label": "x"}])
+    data = {"mixture": [{"path": path, "columns": {"text": "review", "label": "stars"}}, other]}
+    found = examine(open_case(Data.model_validate(data), CLASSES), chosen())
+    assert [(one.check, one.sheet.source, one.numbers) for one in found] == [("duplicates", path, [3])]
+
+
+def test_a_column_of_objects_is_no_wrong_type(tmp_path):
+    rows = [{"translation": {"en": f"house {at}", "de": f"Haus {at}"}} for at in range(5)]
+    case = open_case(Data(train=write(tmp_path, [*rows, {"translation": 3}])), columns_task(("translation",)))
+    assert [(one.check, one.numbers) for one in examine(case, chosen(["types"]))] == [("types", [6])]
 
 
 def findings(folder: Path, rows: list[dict[str, str]]) -> list[str]:

@@ -16,8 +16,10 @@ from peftkit.data.doctor.values import canonical, loosened, texts
 def duplicates(case: Case) -> Iterator[Finding]:
     """Rows equal to an earlier one of the same source in every column that the task reads."""
     for sheet in case.sheets:
-        keys = case.each("canonical", sheet, lambda row: None if is_empty(row) or lacks(sheet, row) else canonical(row))
-        rows = later(keys) if sheet.columns else []
+        keys = zip(sheet.rows, case.each("canonical", sheet, canonical), strict=True)
+        rows = (
+            later([None if is_empty(row) or lacks(sheet, row) else key for row, key in keys]) if sheet.columns else []
+        )
         means = "equal to an earlier row in every column that the task reads"
         yield Finding(sheet, "warning", rows, means, (_remedy(sheet, rows),))
 

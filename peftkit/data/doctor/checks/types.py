@@ -74,7 +74,14 @@ def _kind(column: str, values: list[Any]) -> Callable[[Any], bool]:
         inner = _are_answers if column == "answers" else _is_flat_list
         as_text = sum(isinstance(value, str) for value in values) > len(values) / 2
         return _is_text if as_text else inner
-    return _is_text_or_messages if column in CONVERSATIONS else _is_text
+    return _is_text_or_messages if column in CONVERSATIONS else _as_most(values)
+
+
+def _as_most(values: list[Any]) -> Callable[[Any], bool]:
+    """The type of most values; text, if there is none."""
+    kinds = Counter(type(value) for value in values)
+    kind = str if kinds[str] * 2 >= len(values) else kinds.most_common(1)[0][0]
+    return lambda value: isinstance(value, kind)
 
 
 def _label_kind(values: list[Any]) -> Callable[[Any], bool]:
