@@ -78,6 +78,28 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "ViT",
         {**PLAIN, "image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     ),
+    "resnet": ("ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic"}),
+    "convnext": ("ConvNext", {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "drop_path_rate": 0.0}),
+    "efficientnet": (
+        "EfficientNet",
+        {
+            "image_size": 32,
+            "width_coefficient": 0.25,
+            "depth_coefficient": 1.0,
+            "hidden_dim": 320,
+            "depth_divisor": 4,
+            "dropout_rate": 0.0,
+        }
+        | {"kernel_sizes": [3, 5], "in_channels": [32, 16], "out_channels": [16, 24], "strides": [1, 2]}
+        | {"depthwise_padding": [], "num_block_repeats": [1, 2], "expand_ratios": [1, 4], "drop_connect_rate": 0.0},
+    ),
+    "wav2vec2": (
+        "Wav2Vec2",
+        {**PLAIN, "conv_dim": [16, 16], "conv_kernel": [10, 3], "conv_stride": [5, 4], "feat_extract_norm": "layer"}
+        | {"do_stable_layer_norm": True, "num_feat_extract_layers": 2, "classifier_proj_size": 16, "layerdrop": 0.0}
+        | {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "apply_spec_augment": False}
+        | {f"{part}_dropout": 0.0 for part in ("hidden", "attention", "activation", "feat_proj", "final")},
+    ),
     "whisper": (
         "Whisper",
         {**TWO_SIDES, "num_mel_bins": 8, "max_source_positions": 50, "max_target_positions": POSITIONS}
@@ -86,7 +108,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FAMILIES = tuple(CONFIGS)
 DECODERS = ("gpt2", "llama", "qwen", "gemma")
-ENCODERS = ("bert", "roberta", "albert", "distilbert", "electra", "vit")
+IMAGES = ("vit", "resnet", "convnext", "efficientnet")
+SOUNDS = ("whisper", "wav2vec2")
+ENCODERS = ("bert", "roberta", "albert", "distilbert", "electra", *IMAGES, "wav2vec2")
 SEQ2SEQ = ("t5", "bart", "marian", "whisper")
 
 CLASSES = {
@@ -94,10 +118,13 @@ CLASSES = {
     "masked_lm": "ForMaskedLM",
     "sequence_classification": "ForSequenceClassification",
     "token_classification": "ForTokenClassification",
+    "multiple_choice": "ForMultipleChoice",
     "question_answering": "ForQuestionAnswering",
     "seq2seq": "ForConditionalGeneration",
     "image": "ForImageClassification",
+    "audio": "ForSequenceClassification",
     "speech": "ForConditionalGeneration",
+    "ctc": "ForCTC",
     "base": "Model",
 }
 
@@ -117,7 +144,7 @@ def tiny(family: str, *, head: str | None = None, seed: int = 0, **config_overri
 def config(family: str, **overrides: Any) -> Any:
     """The family's configuration, from which `tiny` makes the model."""
     prefix, values = CONFIGS[family]
-    text = {} if family == "vit" else {"vocab_size": VOCABULARY, **SPECIAL}
+    text = {} if family in IMAGES else {"vocab_size": VOCABULARY, **SPECIAL}
     return getattr(transformers, f"{prefix}Config")(**{**text, **values, **overrides})
 
 
@@ -128,6 +155,8 @@ def model_class(family: str, head: str | None = None) -> Any:
         return transformers.MarianMTModel
     if (family, head) == ("gpt2", "causal_lm"):
         return transformers.GPT2LMHeadModel
+    if (family, head) == ("whisper", "audio"):
+        return transformers.WhisperForAudioClassification
     return getattr(transformers, CONFIGS[family][0] + CLASSES[head])
 
 
@@ -137,7 +166,9 @@ def default_head(family: str) -> str:
         return "causal_lm"
     if family in SEQ2SEQ:
         return "seq2seq"
-    return "image" if family == "vit" else "sequence_classification"
+    if family == "wav2vec2":
+        return "ctc"
+    return "image" if family in IMAGES else "sequence_classification"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -164,17 +195,66 @@ def save_tiny(folder: Path, family: str = "llama", **kw: Any) -> Path:
     Models that read pixels or sound get the matching processor too.
     """
     tiny(family, **kw).save_pretrained(folder)
-    if family != "vit":
+    if family in IMAGES:
+        _save_image_processor(family, folder)
+    elif family == "wav2vec2":
+        transformers.Wav2Vec2Processor(ears(), speller(folder)).save_pretrained(folder)
+    else:
         tokenizer().save_pretrained(folder)
-    if family in ("vit", "whisper"):
-        _save_processor(family, folder)
+    if family == "whisper":
+        transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1).save_pretrained(folder)
     return folder
 
 
-def _save_processor(family: str, folder: Path) -> None:
-    if family == "vit":  # written by hand: making the object needs Pillow, which only the image task needs
-        sizes = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-        settings = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "do_normalize": True, **sizes}
-        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    else:
-        transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1).save_pretrained(folder)
+def ears() -> Any:
+    """Wav2Vec2's feature extractor: 16 kHz, with a mask."""
+    return transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
+
+
+def speller(folder: Path) -> Any:
+    """A CTC tokenizer of small letters, whose vocabulary lies in `folder`."""
+    folder.mkdir(exist_ok=True, parents=True)
+    letters = [*NAMED.values(), "|", *"abcdefghijklmnopqrstuvwxyz'"]
+    (folder / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
+    return transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), **NAMED)
+
+
+def image(number: int, width: int = 20, height: int = 16) -> list[list[list[int]]]:
+    """Rows of coloured points, another image for each number."""
+    points = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(number))
+    return points.tolist()
+
+
+def sound(number: int, seconds: float, rate: int = 16_000) -> list[float]:
+    """A tone in noise, another one for each number."""
+    noise = torch.randn(int(seconds * rate), generator=torch.Generator().manual_seed(number))
+    times = torch.arange(len(noise)) / rate
+    return (0.3 * torch.sin(6.2832 * (200 + 40 * number) * times) + 0.05 * noise).tolist()
+
+
+def save_image(path: Path, number: int, **size: int) -> str:
+    """The image as a file (.png keeps every point); returns its name."""
+    from PIL import Image
+
+    array = torch.tensor(image(number, **size), dtype=torch.uint8).numpy()
+    Image.fromarray(array).save(path)
+    return str(path)
+
+
+def save_sound(path: Path, number: int, seconds: float, rate: int = 16_000) -> str:
+    """The sound as a file (a .wav of 16 bits); returns its name."""
+    from soundfile import write
+
+    write(path, torch.tensor(sound(number, seconds, rate)).numpy(), rate)
+    return str(path)
+
+
+def _save_image_processor(family: str, folder: Path) -> None:
+    """Written by hand: making the object needs Pillow, which only the image task needs."""
+    kind = {"vit": "ViT", "efficientnet": "EfficientNet"}.get(family, "ConvNext")
+    side = 16 if family == "vit" else 32
+    size = {"shortest_edge": side} if kind == "ConvNext" else {"height": side, "width": side}
+    settings = {"image_processor_type": f"{kind}ImageProcessor", "do_resize": True, "do_normalize": True, "size": size}
+    settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    settings |= {"include_top": False} if kind == "EfficientNet" else {}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))

@@ -83,7 +83,7 @@ class Job:
         """This process's micro-batches of the steps `first` .. `last` - 1."""
         return training_batches(
             self.prepared.train,
-            self.run.task,
+            self.run.task.learning(),
             self.base.processor,
             self.run.batch,
             self.run.seed,

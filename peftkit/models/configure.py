@@ -25,6 +25,11 @@ def configure(settings: Model, task: Task, source: str) -> Any:
         config = AutoConfig.from_pretrained(source, **words, **task.model_options())
     except Exception as problem:
         raise ModelError(f"--model {source}: {_first_line(problem)}") from problem
+    for name, value in task.model_options().items():
+        if value is not None and not hasattr(
+            config, name
+        ):  # transformers takes only what it knows; thresholds shall stand there all the same
+            setattr(config, name, value)
     if settings.dropout is not None:
         set_dropout(config, settings.dropout)
     if settings.gradient_checkpointing:
@@ -67,7 +72,7 @@ def _skipped_positions(config: Any, limit: int) -> int:
 
 
 def _check_task(config: Any, task: Task, settings: Model) -> None:
-    kind = task.model_class()
+    kind = task.bind(config).model_class()
     mapping = getattr(kind, "_model_mapping", None)
     if mapping is not None and type(config) not in mapping and not settings.trust_remote_code:
         raise ModelError(

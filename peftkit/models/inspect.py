@@ -127,6 +127,18 @@ def embedding_ends(model: Any) -> list[nn.Module]:
     return [end for end in (first, model.get_output_embeddings()) if end is not None]
 
 
+def convolutions(model: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions that mix all channels, by name, without the head's (one by one or in groups they are small already)."""
+    from torch import nn
+
+    outside = tuple(head_paths(model))
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == 1 and not _under(path, outside)
+    }
+
+
 def norm_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters of norms (layer norm, RMS norm, batch norm ...)."""
     names: set[str] = set()

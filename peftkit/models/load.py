@@ -69,6 +69,7 @@ def load(
     torch.manual_seed(seed)
     fresh |= _grow(model, processor, settings)
     _set_up(model, processor, settings)
+    task.ready(model)
     order = [name for name, _ in model.named_parameters() if name in fresh]
     return Base(model, processor, tuple(order), source, fingerprint(settings, source, cache))
 

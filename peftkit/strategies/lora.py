@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from peftkit.errors import ExportError, ModelError
-from peftkit.models.inspect import embedding_ends, linear_layers
+from peftkit.models.inspect import convolutions, embedding_ends, linear_layers
 from peftkit.registry import did_you_mean
 from peftkit.strategies.base import Strategy
 
@@ -39,8 +39,8 @@ class Lora(Strategy, name="lora"):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on each adapter's input."""
     target_modules: list[str] | str = ALL_LINEAR
-    """Which layers get an adapter: all-linear (all but the head's), a list of names ([q_proj, v_proj]), or a regular
-    expression that matches a layer's whole name."""
+    """Which layers get an adapter: all-linear (all but the head's; of a network without any, its convolutions), a list of
+    names ([q_proj, v_proj]), or a regular expression that matches a layer's whole name."""
     layers: list[NonNegativeInt] | None = None
     """Only in the layers of these numbers, counted from 0."""
     rslora: bool = False
@@ -84,8 +84,8 @@ class Lora(Strategy, name="lora"):
         """Full names of the layers that get an adapter."""
         names = adaptable_layers(model, saved)
         if self.target_modules == ALL_LINEAR:
-            linear = linear_layers(model)
-            found = [name for name in names if name in linear]
+            wide = linear_layers(model) or convolutions(model)
+            found = [name for name in names if name in wide]
         else:
             found = matching(self.target_modules, names)
         if not found:

@@ -13,7 +13,7 @@ from peftkit.config.section import Choice
 if TYPE_CHECKING:
     from random import Random
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Row = dict[str, Any]
 """A row as it was read: column -> value."""
@@ -82,6 +82,9 @@ class Task(Choice, kind="task", default="chat"):
         """This task with what it must know of the model's configuration (a decoder's first token); the same object if nothing."""
         return self
 
+    def ready(self, model: nn.Module) -> None:
+        """Set up a model that was just loaded for this task; most need nothing."""
+
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:
         """A row, its columns under the task's own names, as features of at most `max_length` positions.
 
@@ -97,6 +100,10 @@ class Task(Choice, kind="task", default="chat"):
     def vary(self, features: Features, processor: Any, draw: Random) -> Features:
         """What is drawn anew each time that a row is seen: masks, flips. `draw` is seeded by the row and the epoch."""
         return features
+
+    def learning(self) -> Self:
+        """The task that makes the batches of a training, where `vary` does more there than in an evaluation (flips)."""
+        return self
 
     def collate(self, features: Sequence[Features], processor: Any) -> Batch:
         """Stack and pad to the longest of `features`."""
