@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
@@ -56,6 +56,11 @@ class Source(Section):
     """As `--data.columns`, for this source alone."""
     task: str | None = None
     """Another task of the run's family (chat beside causal_lm) that reads this source's rows; left out: the run's."""
+
+    @property
+    def called(self) -> str:
+        """Its name: `reviews` of data/reviews.jsonl.gz, where none is given."""
+        return self.name or PurePath(self.path.rstrip("/")).name.split(".")[0] or self.path
 
 
 class Augment(Section):
@@ -119,6 +124,23 @@ class Data(Section):
     cache: Path | None = None
     """Where encoded rows and converted models are kept; left out: $PEFTKIT_CACHE or ~/.cache/peftkit."""
 
+    @property
+    def first(self) -> str | None:
+        """What is learnt, or the first of it; None: the embedded rows."""
+        return self.mixture[0].path if self.mixture else self.train
+
+    @property
+    def held_out(self) -> dict[str, float]:
+        """Split -> the share of the training rows that is held out for it."""
+        shares = {"validation": 1 / self.folds if self.folds else self.holdout, "test": self.test_holdout}
+        given = {"validation": self.validation is not None or self.first is None, "test": self.test is not None}
+        return {split: share for split, share in shares.items() if share and not given[split]}
+
+    def conflicts(self, run: Any) -> Iterator[str]:
+        from peftkit.config.rows import clashes
+
+        yield from clashes(run)
+
 
 class Batch(Section):
     """How many rows make a step, and how it is split. Only `total` changes what is learnt."""
@@ -142,6 +164,11 @@ class Regularize(Section):
     """Decay of a running average of the weights, which is what is scored and exported; 0.999 is common."""
     pull: NonNegativeFloat = 0
     """Pull of the weights towards the base's (L2-SP, Li et al., 2018), as a share of the learning rate."""
+
+    def conflicts(self, run: Any) -> Iterator[str]:
+        from peftkit.config.regularize import clashes
+
+        yield from clashes(run)
 
 
 class Generate(Section):
@@ -215,3 +242,8 @@ class Checkpoint(Section):
     """What is exported: the last step's weights, the best by `--eval.best`, or the mean of the last `average` checkpoints."""
     average: PositiveInt = 3
     """How many checkpoints `final: average` takes."""
+
+    def conflicts(self, run: Any) -> Iterator[str]:
+        from peftkit.config.regularize import averaging_clashes
+
+        yield from averaging_clashes(run)

@@ -297,15 +297,17 @@ def put_trained(model: nn.Module, trained: Mapping[str, Tensor]) -> None:
 
 
 def newest_metrics(folder: RunFolder) -> dict[str, float]:
-    """The numbers of the run's last evaluation."""
+    """The numbers of the last evaluation of each split, without those of single labels, languages, ... (`f1/good`)."""
     if not folder.metrics.is_file():
         return {}
     rows = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
-    scored = [row for row in rows if "split" in row]
-    if not scored:
-        return {}
-    numbers = {name: value for name, value in scored[-1].items() if isinstance(value, (int, float)) and name != "step"}
-    return {f"{scored[-1]['split']} {name}": value for name, value in numbers.items()}
+    last = {row["split"]: row for row in rows if "split" in row}
+    return {
+        f"{split} {name}": value
+        for split, row in last.items()
+        for name, value in row.items()
+        if isinstance(value, (int, float)) and name != "step" and "/" not in name
+    }
 
 
 def show(certificate: Certificate, folder: Path) -> None:

@@ -1,0 +1,86 @@
+"""What a training scores between its steps: the old domain, a column's values apart, thresholds, texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftkit.config.run import Run
+from peftkit.evaluation.certificate import Certificate
+from peftkit.exporters.manual import Manual
+from peftkit.flows.export import export
+from peftkit.flows.train import train
+from tests.tiny import save_tiny
+
+LANGUAGES = ("de", "en")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def evaluations(run: Path, split: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row.get("split") == split]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three labels that a text may have, two of them rare; scored by language and on an old domain."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    save_tiny(folder / "bert", "bert")
+    rows = [
+        {
+            "text": f"film {row} " + "dull " * (row % 3),
+            "label": ["a", "b"] if row % 3 else ["c"],
+            "lang": LANGUAGES[row % 2],
+        }
+        for row in range(30)
+    ]
+    old = [{"text": f"book {row}", "label": ["a"], "lang": "en"} for row in range(6)]
+    settings = {
+        "model": str(folder / "bert"),
+        "task": {"name": "sequence_classification", "thresholds": "tune"},
+        "strategy": "full",
+        "data": {"train": write(folder / "rows.jsonl", rows), "validation": write(folder / "val.jsonl", rows[:12])},
+        "steps": 4,
+        "optim": {"name": "adamw", "lr": 1e-3},
+        "eval": {"every": 2, "by": "lang", "anchor": write(folder / "old.jsonl", old)},
+        "out": str(folder / "run"),
+    }
+    return train(Run.model_validate(settings))
+
+
+def test_the_old_domain_is_scored_before_during_and_after(run: Path) -> None:
+    assert [row["step"] for row in evaluations(run, "anchor")] == [0, 2, 4]
+    assert all(row["loss"] > 0 for row in evaluations(run, "anchor"))
+
+
+def test_a_column_scores_apart_what_makes_up_the_whole(run: Path) -> None:
+    for row in evaluations(run, "validation"):
+        parts = [row[f"lang={language}/loss"] for language in LANGUAGES]
+        assert row["loss"] == pytest.approx(sum(parts) / 2)  # six rows each
+
+
+def test_thresholds_are_those_of_the_checkpoint_and_go_into_the_export(run: Path) -> None:
+    state = json.loads((run / "checkpoints" / "step-000004" / "progress.json").read_text())
+    tuned = state["tuned"]["thresholds"]
+    assert set(tuned) == {"a", "b", "c"}
+    merged = export(run, to="merged")
+    config = json.loads((merged / "config.json").read_text())
+    assert config["thresholds"] == tuned
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["id2label"] == {"0": "a", "1": "b", "2": "c"}
+    assert Manual.read(merged).task.thresholds == tuned  # type: ignore[attr-defined]
+    assert Certificate.read(merged).exporter == "merged"
+
+
+def test_the_card_has_the_last_numbers_of_each_split(run: Path) -> None:
+    card = (export(run, to="merged") / "README.md").read_text()
+    last = evaluations(run, "anchor")[-1]["loss"]
+    assert f"| anchor loss | {last:.6g} |" in card
+    assert "lang=" not in card.split("## Check")[0].split("## Evaluation")[1]
