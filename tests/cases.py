@@ -107,6 +107,66 @@ def target_text_loss(model: Any, features: dict[str, Any], shared: dict[str, Any
     return model(input_ids=torch.tensor([features["input_ids"]]), labels=labels).loss * count, count
 
 
+def answers(folder: Path) -> list[dict[str, Any]]:
+    """Some questions have no answer."""
+    rows = []
+    for row in range(ROWS):
+        question, context = text(row)
+        found = [{"text": "word", "answer_start": 5 * (row % (1 + (row * row) % 17))}] if row % 4 else []
+        rows.append({"question": question, "context": context, "answers": found})
+    return rows
+
+
+def span_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    extra = {name: torch.tensor([features[name]]) for name in ("token_type_ids",) if name in features}
+    start, end = (torch.tensor([position]) for position in features["labels"])
+    ids = torch.tensor([features["input_ids"]])
+    return model(input_ids=ids, start_positions=start, end_positions=end, **extra).loss, 1
+
+
+def alone(features: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """One window as the model takes it."""
+    names = ("input_ids", "token_type_ids")
+    return {name: torch.tensor([features[name]]) for name in names if name in features}
+
+
+def several_labels_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """transformers' own loss is the mean over the labels, which it wants as fractions."""
+    labels = torch.tensor([features["labels"]])
+    model.config.problem_type = "multi_label_classification"
+    return model(**alone(features), labels=labels.float()).loss * labels.numel(), labels.numel()
+
+
+def numbers_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    labels = torch.tensor([features["labels"]])
+    model.config.problem_type = "regression"
+    return model(**alone(features), labels=labels).loss * labels.numel(), labels.numel()
+
+
+def tags_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    labels = torch.tensor([features["labels"]])
+    count = int((labels != -100).sum())
+    return model(**alone(features), labels=labels).loss * count, count
+
+
+def choice_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """Each choice by itself, which is all that the model sees of the others."""
+    ends = torch.tensor(features["choice_lengths"]).cumsum(0).tolist()
+    spans = zip([0, *ends[:-1]], ends, strict=True)
+    logits = [model(torch.tensor([[features["input_ids"][start:end]]])).logits for start, end in spans]
+    return torch.nn.functional.cross_entropy(torch.cat(logits, 1), torch.tensor([features["labels"]])), 1
+
+
+def tagged(row: int) -> dict[str, Any]:
+    words = " ".join(text(row)).split()
+    return {"tokens": words, "tags": [("O", "B-A", "I-A", "B-B")[(row + at) % 4] for at in range(len(words))]}
+
+
+def choosing(row: int) -> dict[str, Any]:
+    question, answer = text(row)
+    return {"question": question, "choices": ["yes", answer, "no and no"][: 2 + row % 2], "label": row % 2}
+
+
 CASES: dict[str, Case] = {
     "causal_lm": Case(
         ("llama", "gpt2", "gemma"),
@@ -133,5 +193,47 @@ CASES: dict[str, Case] = {
         lambda folder: [{"source": question, "target": answer} for question, answer in map(text, range(ROWS))],
         target_text_loss,
         settings={"max_target_length": 40},
+    ),
+    "question_answering": Case(
+        ("bert", "roberta", "distilbert"), answers, span_loss, model={"head": "question_answering"}
+    ),
+    "sequence_classification multi_label": Case(
+        ("bert", "llama"),
+        lambda folder: [
+            {"text": text(row)[0], "label": [f"L{row % 3}", f"L{row % 2}"][: row % 3]} for row in range(ROWS)
+        ],
+        several_labels_loss,
+        model={"num_labels": 3},
+        settings={"name": "sequence_classification"},
+    ),
+    "sequence_classification regression": Case(
+        ("bert", "roberta"),
+        lambda folder: [{"text": text(row)[0], "label": row / 4} for row in range(ROWS)],
+        numbers_loss,
+        model={"num_labels": 1},
+        settings={"name": "sequence_classification"},
+    ),
+    "sequence_classification relation": Case(
+        ("bert",),
+        lambda folder: [
+            {"text": f"one {text(row)[0]} two", "head": [0, 3], "tail": [4, 12], "label": f"L{row % 3}"}
+            for row in range(ROWS)
+        ],
+        one_label_loss,
+        model={"num_labels": 3},
+        settings={"name": "sequence_classification"},
+    ),
+    "token_classification": Case(
+        ("bert", "roberta", "distilbert", "electra", "llama"),
+        lambda folder: [tagged(row) for row in range(ROWS)],
+        tags_loss,
+        model={"head": "token_classification", "num_labels": 4},
+        settings={"scheme": "none"},
+    ),
+    "multiple_choice": Case(
+        ("bert", "roberta", "distilbert", "electra", "albert"),
+        lambda folder: [choosing(row) for row in range(ROWS)],
+        choice_loss,
+        model={"head": "multiple_choice"},
     ),
 }

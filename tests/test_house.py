@@ -29,6 +29,7 @@ Inside a function a room's lower files may call its upper ones: `engine.optim` (
 """
 
 BESIDE = {
+    ("tasks", "metrics"),
     *(("evaluation", room) for room in ("data", "engine", "models")),
     *(("exporters", room) for room in ("strategies", "tasks")),
 }
