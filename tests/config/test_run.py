@@ -159,6 +159,8 @@ def _identity(tree: dict[str, Any], flag: Flag, file: Path) -> bool:
     for value in _others(flag.kind):
         section = tree.get(flag.path[0], {})
         inner = {"name": section} if isinstance(section, str) else dict(section)
+        for name in reversed(flag.path[2:]):
+            value = {name: value}
         changed = {flag.path[0]: value if len(flag.path) == 1 else {**inner, flag.path[1]: value}}
         try:
             run = Run.model_validate(changed)
@@ -186,6 +188,8 @@ def _others(kind: Any) -> list[Any]:
             found += [{"on": one} for one in _others(inner[1])]
         elif isinstance(member, type) and issubclass(member, Choice):
             found += list(member.registry)
+        elif isinstance(member, type) and issubclass(member, Section):
+            found += [{"path": "a b/rows.jsonl"}, {}]
         else:
             found += {
                 bool: [True, False],
