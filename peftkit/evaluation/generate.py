@@ -22,13 +22,14 @@ def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: 
     if asked is None:
         return [[] for _ in next(iter(batch.values()))]
     plain: Any = getattr(model, "module", model)  # DeepSpeed's engine has no `generate`
-    ends = sorted({*ends_of(plain, processor), *asked.pop("eos_token_id", ())})
+    tokenizer = getattr(processor, "tokenizer", processor)  # of a model that hears or sees, too
+    ends = sorted({*ends_of(plain, tokenizer), *asked.pop("eos_token_id", ())})
     whole = plain.generate(
         **asked,
         **_how(settings),
         **_without_sampling(plain),
         eos_token_id=ends or None,
-        pad_token_id=padding_id(processor),
+        pad_token_id=padding_id(tokenizer),
         do_sample=False,
         # Switched off in the configuration for training; here it spares computing the whole text again for each token.
         use_cache=True,
