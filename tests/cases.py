@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from peftkit.models.inspect import inner
+from tests.tiny import save_image, save_sound
+
 ROWS = 19
 """Three steps of at most eight, the last one of three rows."""
 Oracle = Callable[[Any, dict[str, Any], dict[str, Any]], tuple[torch.Tensor, float]]
@@ -167,6 +170,75 @@ def choosing(row: int) -> dict[str, Any]:
     return {"question": question, "choices": ["yes", answer, "no and no"][: 2 + row % 2], "label": row % 2}
 
 
+def pictures(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {"image": save_image(folder / f"{row}.png", row, width=20 + row), "label": f"L{row % 3}"} for row in range(ROWS)
+    ]
+
+
+def image_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """transformers' own loss of one image, scaled to -1 .. 1; norms over the batch stand still."""
+    pixels = torch.tensor(features["image"]).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return model(pixel_values=pixels, labels=torch.tensor([features["labels"]])).loss, 1
+
+
+def clips(folder: Path) -> list[dict[str, Any]]:
+    """Sounds of very different lengths, each with a label and a text."""
+    return [
+        {
+            "audio": save_sound(folder / f"{row}.wav", row, 0.1 + 0.02 * (row * row % 13)),
+            "label": f"L{row % 3}",
+            "text": "a book of all " * (1 + row % 2) + "abc"[row % 3] * (row % 4),
+        }
+        for row in range(ROWS)
+    ]
+
+
+def wave_of(features: dict[str, Any]) -> torch.Tensor:
+    """One sound as wav2vec2 reads it: mean 0, variance 1."""
+    wave = torch.tensor(features["audio"])[:, 0]
+    return ((wave - wave.mean()) / torch.sqrt(wave.var(unbiased=False) + 1e-7))[None]
+
+
+def mel_of(features: dict[str, Any]) -> torch.Tensor:
+    from transformers import WhisperFeatureExtractor
+
+    ears = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    read: torch.Tensor = ears(features["audio"][:, 0], sampling_rate=16_000, return_tensors="pt")["input_features"]
+    return read
+
+
+def sound_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    hears = hasattr(plain(model).config, "num_mel_bins")
+    inputs = {"input_features": mel_of(features)} if hears else {"input_values": wave_of(features)}
+    return model(**inputs, labels=torch.tensor([features["labels"]])).loss, 1
+
+
+def written_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """Whisper's own mean loss of one text, whose decoder input it makes itself, times its tokens."""
+    labels = torch.tensor([features["labels"]])
+    return model(input_features=mel_of(features), labels=labels).loss * labels.shape[1], labels.shape[1]
+
+
+def spelt_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """transformers' own CTC loss of one text, summed."""
+    plain(model).config.ctc_loss_reduction = "sum"
+    labels = torch.tensor([features["labels"]])
+    return model(input_values=wave_of(features), labels=labels).loss, labels.shape[1]
+
+
+def plain(model: Any) -> Any:
+    return inner(model)[1]
+
+
+def masked_loss(model: Any, features: dict[str, Any], shared: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """transformers' own mean loss of a window as `vary` has masked it, times its masked tokens."""
+    extra = {name: torch.tensor([features[name]]) for name in ("token_type_ids",) if name in features}
+    labels = torch.tensor([features["labels"]])
+    count = int((labels != -100).sum())
+    return model(input_ids=torch.tensor([features["input_ids"]]), labels=labels, **extra).loss * count, count
+
+
 CASES: dict[str, Case] = {
     "causal_lm": Case(
         ("llama", "gpt2", "gemma"),
@@ -235,5 +307,20 @@ CASES: dict[str, Case] = {
         lambda folder: [choosing(row) for row in range(ROWS)],
         choice_loss,
         model={"head": "multiple_choice"},
+    ),
+    "image_classification": Case(
+        ("vit", "convnext", "resnet", "efficientnet"), pictures, image_loss, model={"num_labels": 3}
+    ),
+    "audio_classification": Case(("wav2vec2", "whisper"), clips, sound_loss, model={"head": "audio", "num_labels": 3}),
+    "speech_recognition": Case(("whisper",), clips, written_loss),
+    "speech_recognition ctc": Case(
+        ("wav2vec2",), clips, spelt_loss, model={"vocab_size": 32}, settings={"name": "speech_recognition"}
+    ),
+    "masked_lm": Case(
+        ("bert", "roberta", "distilbert"),
+        lambda folder: [{"text": question + answer} for question, answer in map(text, range(ROWS))],
+        masked_loss,
+        model={"head": "masked_lm"},
+        settings={"mask_token": "<|user|>"},
     ),
 }

@@ -286,4 +286,3 @@ PROBLEMS: dict[str, type[Problem]] = {
     "multi_label": SeveralLabels,
     "regression": Numbers,
 }
-

@@ -51,6 +51,8 @@ class SequenceClassification(Classification, name="sequence_classification"):
         encoded = processor(*texts, truncation=True, max_length=max_length, return_attention_mask=False, verbose=False)
         if not encoded["input_ids"]:
             raise RowError("no token in its text")
+        if len(encoded["input_ids"]) == max_length and getattr(processor, "is_fast", False):
+            self._check_kept(texts[0], encoded)
         return {**encoded, "labels": label}
 
     def text(self, row: Row) -> str:
@@ -59,6 +61,12 @@ class SequenceClassification(Classification, name="sequence_classification"):
         if head is None and tail is None:
             return text
         return marked(text, span_of(head, "head", text), span_of(tail, "tail", text), self.markers)
+
+    def _check_kept(self, text: str, encoded: Any) -> None:
+        """RowError if a mark of a relation was cut away."""
+        places = [text.find(mark) for mark in self.markers]
+        if min(places) >= 0 and any(encoded.char_to_token(place) is None for place in places):
+            raise RowError("its head or its tail was cut off (--data.max_length)")
 
     def collate(self, features: Sequence[Features], processor: Any) -> Batch:
         return stack(features, processor)
