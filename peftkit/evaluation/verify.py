@@ -128,7 +128,7 @@ def answer(model: nn.Module, asked: Question) -> Answer:
             for inputs, positions in zip(asked.inputs, asked.positions, strict=True)
         ]
         texts = [continued(model, ids.to(device)) for ids in asked.prompts]
-    return Answer(torch.cat(logits), texts)
+    return Answer(torch.cat(widened(logits)), texts)
 
 
 def on(device: torch.device, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +141,12 @@ def logits_of(outputs: Any) -> Tensor:
         logits: Tensor = outputs.logits
         return logits
     return torch.stack([value for name, value in outputs.items() if name.endswith("logits")], dim=1)
+
+
+def widened(logits: Sequence[Tensor]) -> list[Tensor]:
+    """All with as many classes as the widest: where the classes are a text's positions, a shorter one has no others."""
+    widest = max(part.shape[-1] for part in logits)
+    return [torch.nn.functional.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in logits]
 
 
 def selected(logits: Tensor, positions: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from peftkit.tasks.base import Task
 from peftkit.tasks.causal_lm import CausalLM
 from peftkit.tasks.chat import Chat
 from peftkit.tasks.image_classification import ImageClassification
+from peftkit.tasks.masked_lm import MaskedLM
 from peftkit.tasks.multiple_choice import MultipleChoice
 from peftkit.tasks.preference import Preference
 from peftkit.tasks.question_answering import QuestionAnswering
@@ -19,6 +20,7 @@ __all__ = [
     "CausalLM",
     "Chat",
     "ImageClassification",
+    "MaskedLM",
     "MultipleChoice",
     "Preference",
     "QuestionAnswering",

@@ -26,6 +26,7 @@ from peftkit.evaluation.verify import (
     stored_format,
     target_mask,
     thinned,
+    widened,
 )
 from peftkit.exporters import Merged
 from peftkit.flows.export import put_trained, reading_of
@@ -241,6 +242,14 @@ def test_the_model_is_left_as_it_was() -> None:
     for name, parameter in adapted.named_parameters():
         assert parameter.dtype == before[name].dtype
         assert_close(parameter, before[name], rtol=0, atol=0)
+
+
+def test_logits_over_positions_of_texts_of_different_lengths_are_compared_where_there_are_any() -> None:
+    long, short = torch.randn(2, 5), torch.randn(3, 4)
+    same = Answer(torch.cat(widened([long, short])))
+    assert compare(same, same, limits(torch.float32, False)).kl == 0.0
+    other = Answer(torch.cat(widened([long, short + torch.tensor([0.0, 0.0, 0.0, 1.0])])))
+    assert problems(compare(same, other, limits(torch.float32, False)), limits(torch.float32, False))
 
 
 # The certificate
