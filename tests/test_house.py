@@ -46,7 +46,7 @@ BEHIND = {
     "pyarrow": ("data.sources.columnar",),
     "fsspec": ("data.sources.remote",),
     "zstandard": ("data.sources.opened",),
-    "sklearn": ("metrics",),
+    "sklearn": ("metrics", "data.split"),
     "scipy": ("metrics",),
     "seqeval": ("metrics.entity_f1",),
     "sacrebleu": ("metrics.bleu",),

@@ -12,32 +12,36 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from peftkit.config.sections import Batch
+from peftkit.data.draws import Draws
 from peftkit.data.store import Store
 from peftkit.tasks import Task
 from peftkit.tasks.base import Batch as MicroBatch
 
 
-def order(n: int, seed: int, epoch: int) -> list[int]:
-    """The rows 0 .. n-1 in the epoch's order: the same in any world."""
-    return list(_order(n, seed, epoch))
+def order(n: int, seed: int, epoch: int, draws: Draws | None = None) -> list[int]:
+    """The epoch's rows in its order, the same in any world: all of 0 .. n-1, or those that `draws` takes."""
+    return list(_order(n, seed, epoch, draws))
 
 
 @lru_cache(maxsize=2)
-def _order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
-    rows = list(range(n))
+def _order(n: int, seed: int, epoch: int, draws: Draws | None) -> tuple[int, ...]:
+    rows = draws.epoch(seed, epoch) if draws else list(range(n))
     random.Random(f"order {seed} {epoch}").shuffle(rows)
     return tuple(rows)
 
 
 def steps_per_epoch(n: int, total: int) -> int:
-    """Steps in one pass over n rows; the last one takes what is left."""
+    """Steps in an epoch of n rows; the last one takes what is left."""
     return -(-n // total)
 
 
-def step_rows(step: int, n: int, total: int, seed: int) -> list[int]:
-    """The rows of a step (0 is the run's first), without going through the steps before it."""
+def step_rows(step: int, n: int, total: int, seed: int, draws: Draws | None = None) -> list[int]:
+    """The rows of a step (0 is the run's first), without going through the steps before it.
+
+    `n` is an epoch's number of rows: `draws.size`, where there are draws.
+    """
     epoch, position = divmod(step, steps_per_epoch(n, total))
-    return list(_order(n, seed, epoch)[position * total : (position + 1) * total])
+    return list(_order(n, seed, epoch, draws)[position * total : (position + 1) * total])
 
 
 def deal(rows: Sequence[int], lengths: Sequence[int], micro: int, processes: int, process: int) -> list[list[int]]:
@@ -69,22 +73,22 @@ def training_batches(
     All processes get as many; where one has no rows left it gets a batch without targets.
     """
     for step in range(first, last):
-        rows = step_rows(step, len(store), batch.total, seed)
+        rows = step_rows(step, store.epoch, batch.total, seed, store.draws)
         shortest = min(rows, key=lambda row: (store.lengths[row], row))
         dealt = deal(rows, store.lengths, batch.micro, processes, process)
-        epoch = step // steps_per_epoch(len(store), batch.total)
+        epoch = step // steps_per_epoch(store.epoch, batch.total)
         yield [_batch(store, task, processor, micro, shortest, f"{seed} {epoch}") for micro in dealt]
 
 
 def evaluation_batches(
     store: Store, task: Task, processor: Any, size: int, processes: int, process: int, rows: int | None = None
 ) -> Iterator[tuple[list[int], MicroBatch]]:
-    """This process's batches of the first `rows` rows, each with its row numbers.
+    """This process's batches of the first `rows` rows' windows, each with the windows' numbers.
 
-    A batch's rows do not depend on the world, so neither does any score; all processes get as many batches, and what
-    makes up the number has no row numbers and no targets.
+    A batch's windows do not depend on the world, so neither does any score; all processes get as many batches, and what
+    makes up the number has no numbers and no targets.
     """
-    count = min(rows or len(store), len(store))
+    count = store.windows_of(rows)
     longest_first = sorted(range(count), key=lambda row: (-store.lengths[row], row))
     chunks = [longest_first[start : start + size] for start in range(0, count, size)]
     chunks += [[]] * (-len(chunks) % processes)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +27,18 @@ ENOUGH = 5_000
 
 
 @dataclass(frozen=True)
+class Sources:
+    """A mixture's: the column that names a row's source, and the task of each."""
+
+    column: str
+    tasks: Mapping[str, Task]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.tasks)
+
+
+@dataclass(frozen=True)
 class Encoder:
     """How rows become features: the same in every process that works at it."""
 
@@ -36,16 +47,28 @@ class Encoder:
     max_length: int
     truncate: str = "right"
     stride: int | None = None
+    sources: Sources | None = None
 
     def windows(self, row: Row) -> list[Features]:
         """All features of a row."""
-        return self.task.windows(row, self.processor, self.max_length, self.stride)
+        return self.task_of(row).windows(row, self.processor, self.max_length, self.stride)
+
+    def task_of(self, row: Row) -> Task:
+        """The run's task, or that of the row's source."""
+        return self.sources.tasks.get(row.get(self.sources.column, ""), self.task) if self.sources else self.task
+
+    def group(self, row: Row) -> int:
+        """The number of the row's source; 0 for one that is not of the mixture."""
+        if self.sources is None:
+            return 0
+        name = str(row.get(self.sources.column))
+        return self.sources.names.index(name) if name in self.sources.tasks else 0
 
     def was_cut(self, windows: Sequence[Features], row: Row) -> bool:
         """Whether the row had more to say: only one that fills `max_length` can have, and it is asked again with one more."""
         if len(windows) > 1 or length(windows[0]) < self.max_length:
             return False
-        longer = self.task.windows(row, self.processor, self.max_length + 1, self.stride)
+        longer = self.task_of(row).windows(row, self.processor, self.max_length + 1, self.stride)
         return length(longer[0]) > self.max_length
 
 
@@ -54,34 +77,77 @@ class Encoded:
     """What became of some rows: their windows, or why there are none."""
 
     windows: list[list[Features]] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
     cut: int = 0
     problems: dict[int, RowError] = field(default_factory=dict)
 
 
 def encode(table: Table, encoder: Encoder, folder: Path, workers: int | None = None) -> SplitReport:
     """Write every usable row's features into the new `folder`; DataError for labels that are none, and if no row is usable."""
-    writer = Writer(folder)
-    kept = cut = tokens = targets = at = 0
-    dropped: dict[str, list[int]] = defaultdict(list)
-    wrong: dict[str, list[int]] = defaultdict(list)
-    for chunk in encoded(table.rows, encoder, workers):
-        cut += chunk.cut
-        for offset, windows in enumerate(chunk.windows, start=at):
-            problem = chunk.problems.get(offset - at)
-            if problem is not None:
-                reasons = wrong if isinstance(problem, LabelError) else dropped
-                reasons[str(problem)].append(table.numbers[offset])
-                continue
-            kept += 1
-            for window in windows:
-                writer.add(offset, window)
-                tokens += length(window)
-                targets += count_targets(window)
-        at += len(chunk.windows)
-    report = [Dropped(reason, len(numbers), numbers[:FIRST]) for reason, numbers in dropped.items()]
-    _check(table, wrong, kept, report)
-    writer.close()
-    return SplitReport(table.name, table.unit, len(table.rows), kept, cut, tokens, targets, report)
+    count = _Count(table)
+    with Writer(folder) as writer:
+        for chunk in encoded(table.rows, encoder, workers):
+            count.cut += chunk.cut
+            for number, windows in enumerate(chunk.windows):
+                problem = chunk.problems.get(number)
+                count.note(windows, problem)
+                for window in windows if problem is None else ():
+                    writer.add(count.rows - 1, window, chunk.groups[number])
+        report = count.report()
+        writer.close()
+    return report
+
+
+@dataclass
+class _Count:
+    """What became of the rows so far."""
+
+    table: Table
+    rows: int = 0
+    kept: int = 0
+    windows: int = 0
+    cut: int = 0
+    tokens: int = 0
+    targets: int = 0
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    wrong: dict[str, list[int]] = field(default_factory=dict)
+    """Why rows cannot be learnt from, and which ones, by their number in the table."""
+
+    def note(self, windows: Sequence[Features], problem: RowError | None) -> None:
+        """The next row."""
+        if problem is None:
+            self.kept += 1
+            self.windows += len(windows)
+            self.tokens += sum(map(length, windows))
+            self.targets += sum(map(count_targets, windows))
+        else:
+            reasons = self.wrong if isinstance(problem, LabelError) else self.dropped
+            reasons.setdefault(str(problem), []).append(self.rows)
+        self.rows += 1
+
+    def report(self) -> SplitReport:
+        """DataError if a label is wrong, or nothing is left."""
+        table = self.table
+        reasons = [Dropped(reason, len(rows), _first(table, rows)) for reason, rows in self.dropped.items()]
+        if self.wrong:
+            problems = [f"{_places(table, rows)}: {reason}" for reason, rows in self.wrong.items()]
+            raise DataError("\n".join(problems) + "\nMend these rows, or name all labels with --task.labels")
+        if not self.kept:
+            lines = "\n".join(f"  {reason.line(table.unit)}" for reason in reasons)
+            raise DataError(f"{table.name}: none of its {self.rows} rows can be learnt from\n{lines}")
+        counts = (self.rows, self.kept, self.cut, self.tokens, self.targets)
+        return SplitReport(table.name, table.unit, *counts, reasons, self.windows)
+
+
+def _first(table: Table, rows: list[int]) -> Any:
+    """The first rows' numbers in their file, or their places where that says more."""
+    return [table.numbers[row] if table.places is None else table.place(row) for row in rows[:FIRST]]
+
+
+def _places(table: Table, rows: list[int]) -> str:
+    more = f" and {len(rows) - FIRST} more" if len(rows) > FIRST else ""
+    named = "" if table.places is not None else f"{table.name} {table.unit} "
+    return f"{named}{', '.join(map(str, _first(table, rows)))}{more}"
 
 
 def encoded(rows: Sequence[Row], encoder: Encoder, workers: int | None) -> Iterator[Encoded]:
@@ -115,13 +181,19 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row]) -> Encoded:
         except RowError as problem:
             done.problems[number] = problem
         done.windows.append(windows)
+        done.groups.append(encoder.group(row))
     return done
 
 
 def length(features: Features) -> int:
     """Positions of a window: those of all its texts."""
-    texts = [len(value) for name, value in features.items() if name.endswith("input_ids")]
-    return sum(texts) if texts else 1
+    texts = [value for name, value in features.items() if name.endswith("input_ids")]
+    return sum(map(_positions, texts)) if texts else 1
+
+
+def _positions(ids: Any) -> int:
+    """Of a text, or of several (the choices of a question)."""
+    return int(np.size(ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
 
 
 def count_targets(features: Features) -> int:
@@ -129,17 +201,3 @@ def count_targets(features: Features) -> int:
     if "labels" not in features:
         return 1
     return int((np.asarray(features["labels"]) != IGNORED).sum())
-
-
-def _check(table: Table, wrong: dict[str, list[int]], kept: int, reasons: list[Dropped]) -> None:
-    if wrong:
-        problems = [f"{_places(table, numbers)}: {reason}" for reason, numbers in wrong.items()]
-        raise DataError("\n".join(problems) + "\nMend these rows, or name all labels with --task.labels")
-    if not kept:
-        lines = "\n".join(f"  {reason.line(table.unit)}" for reason in reasons)
-        raise DataError(f"{table.name}: none of its {len(table.rows)} rows can be learnt from\n{lines}")
-
-
-def _places(table: Table, numbers: list[int]) -> str:
-    more = f" and {len(numbers) - FIRST} more" if len(numbers) > FIRST else ""
-    return f"{table.name} {table.unit} {', '.join(map(str, numbers[:FIRST]))}{more}"

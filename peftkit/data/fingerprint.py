@@ -10,16 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peftkit.config.sections import Data
+from peftkit.config.sections import Augment, Data
 from peftkit.data.sources import digest
 from peftkit.tasks import Task
 
 CODE = ("data", "tasks")
+ELSEWHERE = ("doctor", "batches.py", "draws.py")
+"""What no encoded row depends on, in the rooms that they do depend on."""
+SPLITS = ("train", "validation", "test", "anchor")
 LIBRARIES = ("transformers", "tokenizers")
 
-
-IRRELEVANT = {"train", "validation", "test", "max_length", "cache", "workers", "balance", "temperature"}
-"""Settings of the data that are in the key otherwise, or change no encoded row."""
+SETTINGS = {"columns", "limit", "truncate", "stride"}
+"""Settings of the data that say how each row is encoded; the others are in the key otherwise, or change no encoded row."""
 
 
 def key(
@@ -32,11 +34,14 @@ def key(
     anchor: str | None = None,
 ) -> str:
     """32 letters that differ wherever the encoded rows might."""
-    draws = data.validation is None or data.test_holdout or data.augment.copies
     parts = {
         "rows": rows_digest(data, anchor),
-        "settings": data.model_dump(mode="json", exclude=IRRELEVANT),
-        "seed": seed if draws else None,
+        "settings": data.model_dump(mode="json", include=SETTINGS),
+        "mixture": [source.model_dump(mode="json", exclude={"path", "weight"}) for source in data.mixture],
+        "names": [source.called for source in data.mixture],
+        "split": split_settings(data),
+        "augment": augment_settings(data.augment),
+        "seed": seed if draws(data) else None,
         "by": by,
         "max_length": max_length,
         "task": task.model_dump(mode="json"),
@@ -47,11 +52,32 @@ def key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def draws(data: Data) -> bool:
+    """Whether the seed decides anything: which rows are held out, what a changed copy says."""
+    return bool(data.augment.copies) or (bool(data.held_out) and data.split != "time")
+
+
+def split_settings(data: Data) -> dict[str, Any] | None:
+    """How rows are held out, where any are."""
+    how = {"split": data.split, "by": data.split_by, "folds": data.folds, "fold": data.fold}
+    return {**data.held_out, **how} if data.held_out else None
+
+
+def augment_settings(augment: Augment) -> dict[str, Any] | None:
+    """How rows are changed, where any are; the table by what stands in it."""
+    if not augment.copies:
+        return None
+    table = augment.synonyms.read_bytes() if augment.synonyms else b""
+    return {**augment.model_dump(mode="json", exclude={"synonyms"}), "table": hashlib.sha256(table).hexdigest()}
+
+
 def rows_digest(data: Data, anchor: str | None = None) -> dict[str, str]:
-    """Of every split that is given; the embedded rows are those of this Python's own library."""
+    """Of every source that is given, by its split or its name in the mixture; the embedded rows are those of this Python."""
     given = {"train": data.train, "validation": data.validation, "test": data.test, "anchor": anchor}
-    digests = {split: digest(source, split) for split, source in given.items() if source is not None}
-    return digests if data.train is not None else {"train": f"Python {sys.version}", **digests}
+    given |= {f"mixture/{source.called}": source.path for source in data.mixture}
+    there = {name: source for name, source in given.items() if source is not None}
+    found = {name: digest(at, name if name in SPLITS else "train", data.cache) for name, at in there.items()}
+    return found if data.first is not None else {"train": f"Python {sys.version}", **found}
 
 
 def processor_digest(processor: Any) -> str:
@@ -79,7 +105,9 @@ def _described(part: Any) -> list[str]:
 def code_digest(task: Task) -> str:
     """Of the code that reads and encodes rows: a mended bug must not live on in old caches."""
     package = Path(__file__).parents[1]
-    files = [file for room in CODE for file in sorted((package / room).rglob("*.py"))]
+    files = [
+        file for room in CODE for file in sorted((package / room).rglob("*.py")) if not {*file.parts} & {*ELSEWHERE}
+    ]
     found = hashlib.sha256()
     for file in [*files, Path(inspect.getfile(type(task)))]:
         found.update(file.read_bytes())

@@ -9,28 +9,28 @@ It needs no process group: any number of processes may call it at once, the firs
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from peftkit.cache import cache_root
 from peftkit.config.sections import Data
-from peftkit.data import demo
-from peftkit.data.columns import rename
+from peftkit.data.draws import balanced, mixed
 from peftkit.data.encode import Encoder, encode
-from peftkit.data.fingerprint import key
+from peftkit.data.fingerprint import key, rows_digest
+from peftkit.data.gather import gather, record
 from peftkit.data.report import Report
 from peftkit.data.rows import RowFile, write_rows
 from peftkit.data.sealed import build_once
-from peftkit.data.sources import Table, read
 from peftkit.data.store import Store
 from peftkit.errors import DataError
 from peftkit.tasks import Task
-from peftkit.tasks.base import RowError
 
-SUMMARY = "prepared.json"
+SUMMARY, SPLITS = "prepared.json", "splits.json"
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Prepared:
         """`train`, `validation`, `test` or `anchor`, if there is one."""
         found: Store | None = getattr(self, split)
         return found
+
+    @property
+    def splits(self) -> Path:
+        """Which rows were held out, as JSON."""
+        return self.folder / SPLITS
 
     def rows(self, split: str) -> RowFile:
         """The rows of a split as they were read, under the task's names; `store.row` counts in them."""
@@ -75,61 +80,64 @@ def prepare(
     folder = cache_root(data.cache) / "data" / key(data, task, processor, max_length, seed, by, anchor)
     encoder = Encoder(task, processor, max_length, data.truncate, data.stride)
     build_once(folder, partial(_build, data=data, encoder=encoder, seed=seed, by=by, anchor=anchor))
-    return _open(folder)
+    return _open(folder, data)
 
 
 def check(data: Data, task: Task) -> None:
     """The embedded rows are prompts and responses: a task that reads others needs its own."""
-    for problem in task.lacks_rows(data.train):
+    for problem in task.lacks_rows(data.first):
         raise DataError(problem)
 
 
-def tables(
-    data: Data, task: Task, seed: int, by: str | None = None, anchor: str | None = None
-) -> tuple[Task, dict[str, Table]]:
-    """The fitted task and every split's rows, their columns under the task's names."""
-    given = {"train": data.train, "validation": data.validation, "test": data.test, "anchor": anchor}
-    found = {split: read(source, data.limit, split) for split, source in given.items() if source is not None}
-    if data.train is None:
-        found = {**demo.tables(data.limit), **found}
-    keep = [by] if by else []
-    renamed = {split: rename(table, task, data.columns, keep) for split, table in found.items()}
-    try:
-        task = task.fit(renamed["train"].rows)
-    except RowError as problem:
-        raise DataError(f"{renamed['train'].name}: {problem}") from None
-    if "validation" not in renamed and data.holdout:
-        renamed["train"], renamed["validation"] = hold_out(renamed["train"], data.holdout, seed)
-    return task, renamed
-
-
-def hold_out(table: Table, share: float, seed: int) -> tuple[Table, Table]:
-    """Two tables: the rows to train on, and `share` of them (at least one) to validate on, each in the file's order."""
-    rows = list(range(len(table.rows)))
-    if len(rows) < 2:
-        raise DataError(
-            f"{table.name} has one row, so none can be held out; give --data.validation, or --data.holdout 0"
-        )
-    random.Random(f"holdout {seed}").shuffle(rows)
-    count = min(len(rows) - 1, max(1, round(share * len(rows))))
-    return table.pick(sorted(rows[count:])), table.pick(sorted(rows[:count]))
-
-
 def _build(folder: Path, data: Data, encoder: Encoder, seed: int, by: str | None, anchor: str | None) -> None:
-    task, found = tables(data, encoder.task, seed, by, anchor)
-    encoder = replace(encoder, task=task)
+    found = gather(data, encoder.task, seed, by, anchor)
+    encoder = replace(encoder, task=found.task, sources=found.sources)
     splits = {}
-    for split, table in found.items():
+    for split, table in found.tables.items():
         splits[split] = encode(table, encoder, folder / split, data.workers)
         write_rows(folder / split, table.rows)
-    summary = {"task": task.model_dump(mode="json"), "report": Report(splits, encoder.max_length).plain()}
+    splits["train"] = replace(splits["train"], copies=found.copies)
+    summary = {
+        "task": found.task.model_dump(mode="json"),
+        "report": Report(splits, encoder.max_length).plain(),
+        "sources": found.sources.names if found.sources else [],
+    }
     (folder / SUMMARY).write_text(json.dumps(summary))
+    (folder / SPLITS).write_text(json.dumps(record(found, data, seed, rows_digest(data, anchor)), indent=1))
 
 
-def _open(folder: Path) -> Prepared:
+def _open(folder: Path, data: Data) -> Prepared:
     summary = json.loads((folder / SUMMARY).read_text())
     report = Report.read(summary["report"])
     stores = {split: Store(folder / split) for split in report.splits}
     task: Task = Task.model_validate(summary["task"])
     given = {split: stores.get(split) for split in ("validation", "test", "anchor")}
-    return Prepared(task, stores["train"], report=report, folder=folder, **given)
+    train = stores["train"]
+    names = _weigh(train, data, summary["sources"], task)
+    report = replace(report, epoch=_epoch(train, names))
+    return Prepared(task, train, report=report, folder=folder, **given)
+
+
+def _weigh(store: Store, data: Data, sources: list[str], task: Task) -> list[str]:
+    """Say how often the training windows are learnt, and return the names of their groups."""
+    if sources:
+        weights = {source.called: source.weight for source in data.mixture}
+        store.draws = mixed(store.group, [weights[name] for name in sources], data.temperature)
+        return [name for number, name in enumerate(sources) if number in store.group]
+    if data.balance == "none":
+        return []
+    labels = store.numbers("labels")
+    if labels is None:
+        raise DataError(f"--data.balance {data.balance}: the training rows have not one label each; leave it out")
+    store.draws = balanced(labels, grow=data.balance == "oversample")
+    names = getattr(task, "labels", None) or {}
+    return [str(names[number]) if number < len(names) else str(number) for number in np.unique(labels)]
+
+
+def _epoch(store: Store, names: list[str]) -> str:
+    if store.draws is None:
+        return ""
+    groups = zip(names, store.draws.counts, store.draws.members, strict=True)
+    parts = [f"{count:,} of {name}'s {len(windows):,}" for name, count, windows in groups]
+    more = f" and {len(parts) - SHOWN} groups more" if len(parts) > SHOWN else ""
+    return f"an epoch learns {store.epoch:,} windows: {', '.join(parts[:SHOWN])}{more}"

@@ -15,13 +15,15 @@ class Dropped:
 
     reason: str
     count: int
-    first: list[int]
+    first: list[int] | list[str]
+    """Numbers, or places where the rows are of several files."""
 
     def line(self, unit: str) -> str:
         """`12 rows left out (no 'text'): lines 3, 7, 8, 20, 31, ...`"""
         numbers = ", ".join(map(str, self.first)) + (", ..." if self.count > len(self.first) else "")
         rows, units = ("row", unit) if self.count == 1 else ("rows", unit + "s")
-        return f"{self.count} {rows} left out ({self.reason}): {units} {numbers}"
+        places = numbers if isinstance(self.first[0], str) else f"{units} {numbers}"
+        return f"{self.count} {rows} left out ({self.reason}): {places}"
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,17 @@ class SplitReport:
     tokens: int
     targets: int
     dropped: list[Dropped] = field(default_factory=list)
+    windows: int = 0
+    """What the kept rows were cut into; as many as there are rows, where each is one."""
+    copies: int = 0
+    """Changed copies among the rows."""
 
     def lines(self, max_length: int) -> list[str]:
         """What a user should know, the count first."""
-        lines = [f"{self.kept:,} rows, {self.tokens:,} tokens, {self.targets:,} targets from {self.source}"]
+        windows = f" in {self.windows:,} windows" if self.windows > self.kept else ""
+        lines = [f"{self.kept:,} rows{windows}, {self.tokens:,} tokens, {self.targets:,} targets from {self.source}"]
+        if self.copies:
+            lines.append(f"{self.copies:,} of the {self.rows:,} rows read are changed copies (--data.augment)")
         if self.cut:
             lines.append(f"{self.cut} of them cut to {max_length} tokens (--data.max_length, or the model's own limit)")
         return lines + [dropped.line(self.unit) for dropped in self.dropped]
@@ -51,10 +60,13 @@ class Report:
 
     splits: dict[str, SplitReport]
     max_length: int
+    epoch: str = ""
+    """What an epoch takes of the training rows, where it is not simply all of them."""
 
     def lines(self) -> list[str]:
         """In words, a line each: `train: 400 rows, ...`."""
-        return [f"{name}: {line}" for name, split in self.splits.items() for line in split.lines(self.max_length)]
+        lines = [f"{name}: {line}" for name, split in self.splits.items() for line in split.lines(self.max_length)]
+        return [*lines, *([f"train: {self.epoch}"] if self.epoch else [])]
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it; `read` is its inverse."""
@@ -66,4 +78,4 @@ class Report:
             name: SplitReport(**{**split, "dropped": [Dropped(**dropped) for dropped in split["dropped"]]})
             for name, split in plain["splits"].items()
         }
-        return cls(splits, plain["max_length"])
+        return cls(splits, plain["max_length"], plain["epoch"])

@@ -1,11 +1,13 @@
-"""Rows that are not all in memory: on disk (a JSON line each and an index of where they start), picked, renamed."""
+"""Rows that are not all in memory: on disk (a JSON line each and an index of where they start), picked, renamed, joined."""
 
 from __future__ import annotations
 
 import json
 import os
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
@@ -63,6 +65,39 @@ class Renamed(Lazy):
     def row(self, index: int) -> Row:
         row = self.rows[index]
         return {new: row[own] for new, own in self.names.items() if own in row}
+
+
+class Joined(Lazy):
+    """The rows of several sequences, one after another."""
+
+    def __init__(self, parts: Sequence[Sequence[Row]]) -> None:
+        self.parts = parts
+        self.starts = [0, *accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def find(self, index: int) -> tuple[int, int]:
+        """The part that a row is in, and its number there."""
+        part = bisect_right(self.starts, index) - 1
+        return part, index - self.starts[part]
+
+    def row(self, index: int) -> Row:
+        part, at = self.find(index)
+        return self.parts[part][at]
+
+
+class Labelled(Lazy):
+    """The rows with one value in a column, the same in all of them."""
+
+    def __init__(self, rows: Sequence[Row], column: str, value: Any) -> None:
+        self.rows, self.label = rows, {column: value}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> Row:
+        return {**self.rows[index], **self.label}
 
 
 class RowFile(Lazy):

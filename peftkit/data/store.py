@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,26 +11,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from peftkit.data.draws import Draws
 from peftkit.tasks.base import IGNORED, Features
 
 Array = NDArray[Any]
-STARTS = ".starts.npy"
-ROWS = "_row.npy"
+STARTS, SHAPES = ".starts.npy", ".shapes.npy"
+ROWS, GROUPS = "_row.npy", "_group.npy"
 
 
 class Store:
     """`len(store)` windows; `store[i]` is the i-th one's features, as they were encoded, and `store.row[i]` its row's number."""
 
     def __init__(self, folder: Path) -> None:
-        files = sorted(path for path in folder.glob("*.npy") if not path.name.endswith((STARTS, ROWS)))
+        files = [path for path in folder.glob("*.npy") if not path.name.endswith((STARTS, SHAPES, ROWS, GROUPS))]
         self.row = _open(folder / ROWS)
-        self._values = {path.stem: _open(path) for path in files}
-        self._starts = {
-            name: _open(folder / (name + STARTS)) for name in self._values if (folder / (name + STARTS)).exists()
-        }
+        self.group = _open(folder / GROUPS)
+        """The number of the source that each window's row is of; 0 where there is one."""
+        self.draws: Draws | None = None
+        """What an epoch takes of these windows, where it is not simply all of them."""
+        self._values = {path.stem: _open(path) for path in sorted(files)}
+        self._starts, self._shapes = (
+            {name: _open(folder / (name + end)) for name in self._values if (folder / (name + end)).exists()}
+            for end in (STARTS, SHAPES)
+        )
 
     def __len__(self) -> int:
         return len(self.row)
+
+    @property
+    def epoch(self) -> int:
+        """Windows in an epoch."""
+        return self.draws.size if self.draws else len(self)
+
+    def windows_of(self, rows: int | None) -> int:
+        """How many windows the first `rows` rows have; None: all rows."""
+        starts = np.unique(self.row, return_index=True)[1]
+        return len(self) if rows is None or rows >= len(starts) else int(starts[rows])
 
     def join(self, columns: Mapping[str, Array]) -> None:
         """More features, one number a window."""
@@ -39,15 +56,21 @@ class Store:
         return {name: _plain(self._value(name, row)) for name in self._values}
 
     def _value(self, name: str, row: int) -> Array:
-        starts = self._starts.get(name)
+        starts, shapes = self._starts.get(name), self._shapes.get(name)
         found: Array = self._values[name][row] if starts is None else self._values[name][starts[row] : starts[row + 1]]
-        return found
+        return found if shapes is None else found.reshape(shapes[row])
+
+    def numbers(self, name: str) -> Array | None:
+        """A feature that is one whole number in every window; None if it is none, or another kind of feature."""
+        found = self._values.get(name)
+        plain = found is not None and name not in self._starts and found.dtype.kind == "i"
+        return found if plain else None
 
     @cached_property
     def lengths(self) -> list[int]:
         """Positions of each window: its tokens (of all its texts), or 1 where it has nothing of varying length."""
         texts = [starts for name, starts in self._starts.items() if name.endswith("input_ids")]
-        texts = texts or list(self._starts.values())[:1]
+        texts = texts or [starts for name, starts in self._starts.items() if name.startswith("input_")][:1]
         return np.sum([np.diff(starts) for starts in texts], axis=0).tolist() if texts else [1] * len(self)
 
     @cached_property
@@ -60,51 +83,67 @@ class Store:
 class Writer:
     """Lays features out in a new folder, as many as a disk holds; `close` makes the store of them.
 
-    The windows must have the same names, and arrays that differ in their first axis at most.
+    The windows must have the same names. What is not closed leaves raw files behind, which are the caller's to remove.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
         self._columns: dict[str, _Column] = {}
-        self._rows: list[int] = []
+        self._rows = array("q")
+        self._groups = array("i")
 
-    def add(self, row: int, features: Features) -> None:
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        for column in self._columns.values():
+            column.file.close()
+
+    def add(self, row: int, features: Features, group: int = 0) -> None:
         """One window of the row of that number."""
         for name, value in features.items():
             if name not in self._columns:
                 self._columns[name] = _Column(self._folder / f"{name}.npy")
             self._columns[name].add(_array(value))
         self._rows.append(row)
+        self._groups.append(group)
 
     def close(self) -> Store:
         for column in self._columns.values():
             column.close()
         np.save(self._folder / ROWS, np.asarray(self._rows, dtype=np.int64), allow_pickle=False)
+        np.save(self._folder / GROUPS, np.asarray(self._groups, dtype=np.int32), allow_pickle=False)
         return Store(self._folder)
 
 
 class _Column:
-    """One feature of all windows: raw values on the way, .npy in the end."""
+    """One feature of all windows: raw values on the way, .npy in the end.
+
+    Single numbers stand one after another, and so do the values of lists, behind an index of where each window's start;
+    arrays of more axes have their shapes beside them.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.raw = path, path.with_suffix(".raw")
         self.file = self.raw.open("w+b")
-        self.starts = [0]
-        self.scalar = False
-        self.tail: tuple[int, ...] = ()
+        self.starts = array("q", [0])
+        self.shapes: list[tuple[int, ...]] = []
+        self.axes = 0
         self.dtype: Any = None
 
     def add(self, value: Array) -> None:
         narrow = _narrow(value.dtype)
         if self.dtype is None:
-            self.scalar, self.tail, self.dtype = value.ndim == 0, value.shape[1:], narrow
+            self.axes, self.dtype = value.ndim, narrow
         if narrow != self.dtype and value.size:
             self._widen(np.promote_types(narrow, self.dtype))
-        if narrow.kind == "i" and value.size and np.abs(value).max() > np.iinfo(self.dtype).max:
+        if narrow.kind == "i" == self.dtype.kind and value.size and not _fits(value, self.dtype):
             self._widen(np.dtype(np.int64))
         self.file.write(np.ascontiguousarray(value, dtype=self.dtype).tobytes())
-        self.starts.append(self.starts[-1] + (1 if self.scalar else len(value)))
+        self.starts.append(self.starts[-1] + value.size)
+        if value.ndim > 1:
+            self.shapes.append(value.shape)
 
     def _widen(self, dtype: Any) -> None:
         """What is written so far, in a wider format: rare, and right."""
@@ -118,28 +157,36 @@ class _Column:
 
     def close(self) -> None:
         self.file.close()
-        shape = (self.starts[-1], *self.tail)
-        out = np.lib.format.open_memmap(self.path, mode="w+", dtype=self.dtype, shape=shape)
+        out = np.lib.format.open_memmap(self.path, mode="w+", dtype=self.dtype, shape=(self.starts[-1],))
         if out.size:
-            out[:] = np.memmap(self.raw, self.dtype, mode="r", shape=shape)
+            out[:] = np.memmap(self.raw, self.dtype, mode="r")
         out.flush()
         self.raw.unlink()
-        if not self.scalar:
-            starts = np.asarray(self.starts, dtype=np.int64)
-            np.save(self.path.with_name(self.path.stem + STARTS), starts, allow_pickle=False)
+        if self.axes:
+            self._save(STARTS, self.starts)
+        if self.shapes:
+            self._save(SHAPES, self.shapes)
+
+    def _save(self, end: str, numbers: Any) -> None:
+        np.save(self.path.with_name(self.path.stem + end), np.asarray(numbers, dtype=np.int64), allow_pickle=False)
 
 
 def write(folder: Path, features: Sequence[Features]) -> Store:
     """A store of one window a row."""
-    writer = Writer(folder)
-    for row, window in enumerate(features):
-        writer.add(row, window)
-    return writer.close()
+    with Writer(folder) as writer:
+        for row, window in enumerate(features):
+            writer.add(row, window)
+        return writer.close()
 
 
 def _array(value: Any) -> Array:
     """An empty list is one of whole numbers: numpy would take it for fractions, and its neighbours with it."""
     return np.asarray(value, dtype=np.int64) if isinstance(value, list) and not value else np.asarray(value)
+
+
+def _fits(value: Array, dtype: Any) -> bool:
+    limits = np.iinfo(dtype)
+    return limits.min <= int(value.min()) and int(value.max()) <= limits.max
 
 
 def _narrow(dtype: Any) -> Any:

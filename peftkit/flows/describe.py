@@ -22,7 +22,7 @@ def header_of(job: Job, folder: RunFolder) -> Pairs:
         ("strategy", f"{run.strategy.name}  ({trainable(count(job.model))})"),
         ("engine", engine_words(job.deepspeed, job.precision, job.world.processes)),
         ("batch", batch_words(run.batch.total, run.batch.micro, job.world.processes)),
-        ("steps", f"{job.steps}  ({job.epoch} in an epoch of {len(job.prepared.train):,} rows)"),
+        ("steps", f"{job.steps}  ({job.epoch} in an epoch of {job.prepared.train.epoch:,} rows)"),
         ("learning rate", f"{run.optim.lr:g} with {run.optim.name}, {run.schedule.name}"),
         ("folder", folder.path),
     ]

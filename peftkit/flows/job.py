@@ -52,7 +52,7 @@ class Job:
     @property
     def epoch(self) -> int:
         """Steps in an epoch."""
-        return steps_per_epoch(len(self.prepared.train), self.run.batch.total)
+        return steps_per_epoch(self.prepared.train.epoch, self.run.batch.total)
 
     @property
     def steps(self) -> int:

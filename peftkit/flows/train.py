@@ -272,6 +272,7 @@ def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) 
     if world.first:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.config.write_text(write(job.run.model_copy(update={"resume": False})), encoding="utf-8")
+        shutil.copyfile(job.prepared.splits, folder.splits)
         truncate_after(folder.metrics, progress.step if progress.step else -1)
         for leftover in folder.checkpoints.glob(f"*{PARTIAL}"):
             shutil.rmtree(leftover)
@@ -298,7 +299,7 @@ def dry_run(run: Run) -> None:
     teller = Teller(world.first)
     with chatter_to(None, run.verbose):
         run, precision, config, prepared, size = sketch(run, world.processes)
-    epoch = steps_per_epoch(len(prepared.train), run.batch.total)
+    epoch = steps_per_epoch(prepared.train.epoch, run.batch.total)
     steps = total_steps(run, epoch)
     tokens = round(sum(prepared.train.lengths) * steps / epoch)
     pairs = [

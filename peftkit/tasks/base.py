@@ -186,7 +186,7 @@ class Task(Choice, kind="task", default="chat"):
 
     def conflicts(self, run: Any) -> Iterator[str]:
         """No rows, or a column that the task does not read."""
-        yield from self.lacks_rows(run.data.train)
+        yield from self.lacks_rows(run.data.first)
         for column in run.data.columns:
             if column not in self.columns:
                 reads = ", ".join(self.columns)

@@ -10,9 +10,10 @@ import pytest
 
 from peftkit.config.sections import Data
 from peftkit.data.fingerprint import key, processor_digest
-from peftkit.data.prepare import hold_out, prepare
+from peftkit.data.prepare import prepare
 from peftkit.data.sealed import build_once
 from peftkit.data.sources import Table
+from peftkit.data.split import hold_out
 from peftkit.errors import DataError
 from peftkit.tasks import CausalLM, Chat, SequenceClassification
 from tests.tiny import tokenizer
@@ -67,9 +68,9 @@ def test_without_validation_rows_a_share_is_held_out(tmp_path, data):
 @pytest.mark.parametrize(("rows", "share", "held"), [(2, 0.05, 1), (2, 0.99, 1), (100, 0.05, 5), (7, 0.5, 4)])
 def test_at_least_one_row_is_held_out_and_one_is_left(rows, share, held):
     table = Table("a", texts(rows), range(1, rows + 1))
-    train, validation = hold_out(table, share, seed=3)
-    assert len(validation.rows) == held
-    assert sorted([*train.numbers, *validation.numbers]) == list(range(1, rows + 1))
+    found = hold_out(table, {"validation": share}, Data(), "label", seed=3)
+    assert len(found["validation"]) == held
+    assert sorted(found["train"] + found["validation"]) == list(range(rows))
 
 
 def test_one_row_cannot_be_split(tmp_path, data):
