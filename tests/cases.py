@@ -36,8 +36,8 @@ class Case:
     """What `save_tiny` is told: the head, the number of labels."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the task."""
-    only: tuple[str, ...] = ()
-    """The strategies that it is run with, where not all of them are."""
+    tolerance: float = 1e-5
+    """Relative; wider where a loss subtracts sums that are nearly the same, so that fp32's rounding is a larger part of it."""
 
 
 def text(row: int) -> tuple[str, str]:
@@ -258,8 +258,8 @@ CASES: dict[str, Case] = {
     ),
     "preference": Case(("llama", "qwen"), pairs, dpo_loss),
     "preference orpo": Case(("llama",), pairs, orpo_loss, settings={"name": "preference", "loss_type": "orpo"}),
-    "preference kto": Case(("llama",), pairs, kto_loss, settings={"name": "preference", "loss_type": "kto"}),
-    "reward": Case(("llama", "bert"), pairs, reward_loss, model={"head": "sequence_classification", "num_labels": 1}),
+    "preference kto": Case(("llama",), pairs, kto_loss, settings={"name": "preference", "loss_type": "kto"}, tolerance=1e-4),
+    "reward": Case(("llama", "qwen"), pairs, reward_loss, model={"head": "sequence_classification", "num_labels": 1}),
     "seq2seq": Case(
         ("t5", "bart", "marian"),
         lambda folder: [{"source": question, "target": answer} for question, answer in map(text, range(ROWS))],

@@ -58,7 +58,8 @@ def scores(job: Job, engine: Engine, world: World) -> dict[str, float]:
         return {}
     split = Split(store, job.prepared.rows("validation"), job.base.processor)
     batches = job.evaluation(store, None)
-    return score(engine.deepspeed, batches, split, job.run.task, job.metrics, world).numbers
+    generate = job.run.generate.model_copy(update={"max_new_tokens": 4})
+    return score(engine.deepspeed, batches, split, job.run.task, job.metrics, world, generate).numbers
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from peftkit.strategies import Strategy
 from peftkit.tasks import SpeechRecognition, Task
 from peftkit.tasks.base import IGNORED, RowError
 from peftkit.tasks.speech_recognition import frames_of
-from tests.tiny import EOS, PAD, config, save_sound, save_tiny, sound, tiny
+from tests.tiny import EOS, PAD, config, save_sound, save_tiny, sound
 
 TEXTS = ("all well", "book", "no", "a longer line")
 
@@ -212,7 +212,7 @@ def test_whispers_prefix_names_language_and_task_and_is_not_learnt(tmp_path):
 
 def test_a_whisper_of_many_languages_asks_for_one():
     many = config("whisper", vocab_size=51_865)
-    with pytest.raises(ConfigError, match="name that of the texts with --task.language"):
+    with pytest.raises(ConfigError, match=r"name that of the texts with --task\.language"):
         SpeechRecognition().bind(many)
     assert SpeechRecognition(language="de").bind(many).writes == "seq2seq"
 
