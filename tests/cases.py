@@ -258,7 +258,9 @@ CASES: dict[str, Case] = {
     ),
     "preference": Case(("llama", "qwen"), pairs, dpo_loss),
     "preference orpo": Case(("llama",), pairs, orpo_loss, settings={"name": "preference", "loss_type": "orpo"}),
-    "preference kto": Case(("llama",), pairs, kto_loss, settings={"name": "preference", "loss_type": "kto"}, tolerance=1e-4),
+    "preference kto": Case(
+        ("llama",), pairs, kto_loss, settings={"name": "preference", "loss_type": "kto"}, tolerance=1e-4
+    ),
     "reward": Case(("llama", "qwen"), pairs, reward_loss, model={"head": "sequence_classification", "num_labels": 1}),
     "seq2seq": Case(
         ("t5", "bart", "marian"),
