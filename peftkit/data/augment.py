@@ -22,6 +22,8 @@ from peftkit.tasks.base import Row
 Synonyms = Mapping[str, Sequence[str]]
 MARKER = re.compile(r"</?\w+>|\[/?\w+\]")
 """A word with a mark of an entity in it (`<e1>`, `[E2]`) stays where it is."""
+TRIES = 9
+"""So often a text is drawn anew that comes out as it was: a short one may."""
 
 
 def augmented(table: Table, augment: Augment, columns: Sequence[str], seed: int) -> Table:
@@ -54,7 +56,11 @@ class Copies(Lazy):
     def _copy(self, row: Row, number: int, copy: int) -> Row:
         draw = random.Random(f"augment {self.seed} {self.table.numbers[number]} {copy}")
         texts = {name: row[name] for name in self.columns if isinstance(row.get(name), str)}
-        return {**row, **{name: change(text, self.augment, self.synonyms, draw) for name, text in texts.items()}}
+        for _ in range(TRIES):
+            changed = {name: change(text, self.augment, self.synonyms, draw) for name, text in texts.items()}
+            if changed != texts:
+                return {**row, **changed}
+        return row
 
 
 def change(text: str, augment: Augment, synonyms: Synonyms, draw: random.Random) -> str:

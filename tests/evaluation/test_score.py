@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peftkit.data.store import write
+from peftkit.data.store import Writer, write
 from peftkit.engine.ds_config import Plan, fill, read_config
 from peftkit.engine.open import Engine, open_engine
 from peftkit.engine.optim import Optimizer
@@ -21,7 +21,7 @@ from peftkit.engine.state import capture
 from peftkit.engine.world import World, joined
 from peftkit.evaluation.score import Split, compute, score
 from peftkit.metrics import Metric
-from peftkit.tasks import Task
+from peftkit.tasks import CausalLM, Task
 from tests.tiny import tiny, tokenizer
 
 TASK = Task.model_validate("causal_lm")
@@ -113,6 +113,28 @@ def test_metrics_see_every_row_once_and_in_the_splits_order(world: World, split:
     score(engine.deepspeed, batches([6, 2], [], [0, 4, 5], [3, 1]), split, TASK, [recorder], world)
     engine.close()
     assert [record["targets"] for record in recorder.seen[0]] == [length - 1 for length in LENGTHS]
+
+
+class Summing(CausalLM, name=None):  # type: ignore[call-arg]
+    """A row's loss is that of all its windows."""
+
+    def judge(self, row: Any, records: Sequence[dict[str, Any]], processor: Any) -> dict[str, Any]:
+        return {name: sum(record[name] for record in records) for name in ("loss", "targets", "correct")} | row
+
+
+def test_the_windows_of_a_row_are_judged_together(world: World, tmp_path: Path) -> None:
+    """Windows 0-2 are row 0's, 3 and 4 row 2's; the window left out (5) is not asked for, nor is its row."""
+    with Writer(tmp_path / "windows") as writer:
+        for window, row in enumerate((0, 0, 0, 2, 2, 4)):
+            writer.add(row, features()[window])
+        store = writer.close()
+    rows = [{"name": name} for name in "abcde"]
+    engine = engine_of(tiny("llama"))
+    split, dealt = Split(store, rows, tokenizer()), batches([4, 0], [], [3, 1, 2])
+    found = score(engine.deepspeed, dealt, split, Summing(), METRICS, world)
+    engine.close()
+    assert [(record["name"], record["targets"]) for record in found.records] == [("a", 21), ("c", 37)]
+    assert found.numbers["loss"] == pytest.approx(sum(record["loss"] for record in found.records) / 58)
 
 
 def test_scoring_leaves_no_trace(world: World, split: Split) -> None:
