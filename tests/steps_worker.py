@@ -27,6 +27,7 @@ from peftkit.run_folder import RunFolder
 
 def main(cases: Path, out: Path) -> None:
     with joined() as world:
+        gc.freeze()  # what was imported need not be looked through again after every case
         for name, settings in json.loads(cases.read_text()).items():
             try:
                 case(name, Run.model_validate(settings), world, out)
