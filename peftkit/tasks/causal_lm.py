@@ -16,7 +16,8 @@ class CausalLM(NextToken, name="causal_lm"):
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("text",),)
 
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:
-        ids = ended(processor(text_of(row, "text"), verbose=False)["input_ids"], processor.eos_token_id)[:max_length]
+        ids = ended(processor(text_of(row, "text"), verbose=False)["input_ids"], processor.eos_token_id)
+        ids = ids[-max_length:] if processor.truncation_side == "left" else ids[:max_length]
         if len(ids) < 2:
             raise RowError(f"no target: {len(ids)} token left, and the first one is not predicted")
         return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any, ClassVar
 
 from peftkit.errors import DataError
@@ -10,11 +11,17 @@ from peftkit.tasks.conversation import Conversation, Message, tokens
 from peftkit.tasks.next_token import NextToken
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool"}
+PLACE, ASKED = ".", "unlabelled"
+"""What stands in the place of an answer that is to be written, and the column that says so."""
 KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Chat(NextToken, name="chat"):
-    """Learn an assistant's answers, each with its end-of-turn token, from conversations of any number of turns."""
+    """Learn an assistant's answers, each with its end-of-turn token, from conversations of any number of turns.
+
+    A conversation that is too long loses its end, or with `--data.truncate left` whole turns: the oldest ones, but not
+    the system's message.
+    """
 
     columns: ClassVar[dict[str, tuple[str, ...]]] = {
         "messages": ("messages", "conversations", "conversation"),
@@ -31,12 +38,45 @@ class Chat(NextToken, name="chat"):
                 "the tokenizer has no chat template; give one with --model.chat_template FILE, or learn plain text with"
                 " --task causal_lm"
             )
-        ids, answers = tokens(Conversation(messages_of(row), processor))
+        by_turns = processor.truncation_side == "left"
+        ids, answers = (newest_turns if by_turns else whole)(messages_of(row), processor, max_length)
+        if row.get(ASKED) and len(ids) > max_length:
+            raise RowError(f"no room for an answer: the conversation is longer than {max_length} tokens")
         labels = [token if answer else IGNORED for token, answer in zip(ids, answers, strict=True)]
         ids, labels = ids[:max_length], [IGNORED, *labels[1:max_length]]
         if all(label == IGNORED for label in labels):
             raise RowError(f"no target: no answer begins within the first {max_length} tokens")
         return {"input_ids": ids, "labels": labels}
+
+    def unlabelled(self, row: Row) -> Row:
+        """With a last answer that only marks where the model's own begins; an answer that is there is written anew."""
+        messages = row.get("messages")
+        if not isinstance(messages, list):
+            return {**row, "response": row.get("response") or PLACE, ASKED: True}
+        last = messages[-1] if messages and isinstance(messages[-1], dict) else {}
+        role = last.get("role", last.get("from"))
+        answered = ROLES.get(str(role), role) == "assistant"
+        added = [] if answered else [{"role": "assistant", "content": PLACE}]
+        return {**row, "messages": [*messages, *added], ASKED: True}
+
+
+def whole(messages: list[Message], processor: Any, max_length: int) -> tuple[list[int], list[bool]]:
+    """The tokens of all messages, and for each whether it is part of an answer."""
+    return tokens(Conversation(messages, processor))
+
+
+def newest_turns(messages: list[Message], processor: Any, max_length: int) -> tuple[list[int], list[bool]]:
+    """The same of as many turns as fit, the newest ones, behind what stands before the first; at least the last turn."""
+    starts = [number for number, message in enumerate(messages) if message["role"] == "user"] or [0]
+    head = messages[: starts[0]]
+
+    def from_turn(turn: int) -> tuple[list[int], list[bool]]:
+        return whole([*head, *messages[starts[turn] :]], processor, max_length)
+
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    starts = [start for start in starts if start < answers[-1]] or starts[:1]  # one answer at least stays
+    first = bisect_left(range(len(starts) - 1), True, key=lambda turn: len(from_turn(turn)[0]) <= max_length)
+    return from_turn(first)
 
 
 def messages_of(row: Row) -> list[Message]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 STARTED_BY_THE_LAST = ("mbart", "plbart", "fsmt")
 """Models whose decoder starts with the target's own last token, which names its language (or ends it)."""
+PLACE = "."
+"""What stands in the place of a target that is to be written."""
 
 
 class Seq2Seq(Task, name="seq2seq"):
@@ -143,6 +145,12 @@ class Seq2Seq(Task, name="seq2seq"):
         text = processor.decode(record["generated_ids"], skip_special_tokens=True).strip()
         reference: Any = references if len(references) != 1 else references[0]
         return {**record, "generated": text, "reference": reference or None, "source": self.source_of(row)}
+
+    def unlabelled(self, row: Row) -> Row:
+        """With a target that nobody reads."""
+        if isinstance(row.get("translation"), dict):
+            return {**row, "translation": {**row["translation"], (self.target_lang or "").split("_")[0]: PLACE}}
+        return {**row, "target": PLACE}
 
     def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:
         read, learnt = (processor.decode(features[name]) for name in ("input_ids", "labels"))

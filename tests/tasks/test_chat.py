@@ -120,6 +120,8 @@ def test_words_that_spell_special_tokens_stay_words():
         {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho", "weight": None}]},
         {"prompt": "Hi", "response": "Ho"},
         {"prompt": "Hi", "input": "", "response": "Ho"},
+        {"prompt": "Hi", "response": "Ho", "system": None},
+        {"prompt": [{"role": "user", "content": "Hi"}], "response": "Ho"},
         {"prompt": [{"role": "user", "content": "Hi"}], "response": [{"role": "assistant", "content": "Ho"}]},
     ],
 )
@@ -150,6 +152,70 @@ def test_a_cut_row_keeps_the_answers_that_fit():
     whole = Chat().encode({"messages": TURNS}, tokenizer(), 1000)
     cut = len(whole["input_ids"]) - 3
     assert Chat().encode({"messages": TURNS}, tokenizer(), cut)["labels"] == whole["labels"][:cut]
+
+
+def rendered(turns):
+    return tokenizer().apply_chat_template(turns, return_dict=False)
+
+
+@pytest.mark.parametrize("template", [None, CHATML, MARKED])
+def test_cut_on_the_left_a_conversation_loses_its_oldest_turns_whole(template):
+    processor = with_template(template)
+    processor.truncation_side = "left"
+    system, turns = TURNS[:1], [*TURNS[1:], *TURNS[1:3], *TURNS[3:]]
+    newest = [processor.apply_chat_template([*system, *turns[at:]], return_dict=False) for at in (0, 2, 4, 6)]
+    row = {"messages": [*system, *turns]}
+    for kept, following in zip(newest, [*newest[1:], newest[-1]], strict=True):
+        assert Chat().encode(row, processor, len(kept))["input_ids"] == kept
+        assert Chat().encode(row, processor, len(kept) - 1)["input_ids"] == following[: len(kept) - 1]
+
+
+def test_a_last_turn_that_is_too_long_by_itself_loses_its_end():
+    processor = tokenizer()
+    processor.truncation_side = "left"
+    last = rendered([TURNS[0], *TURNS[3:]])
+    cut = len(last) - 3
+    assert Chat().encode({"messages": TURNS}, processor, cut)["input_ids"] == last[:cut]
+    asked = {"messages": [*TURNS[:3], {"role": "user", "content": "And then? " * 9}]}
+    assert Chat().encode(asked, processor, 60)["input_ids"] == rendered(asked["messages"])[:60], "one answer stays"
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"prompt": "Hi"}, [{"role": "user", "content": "Hi"}]),
+        ({"prompt": "Hi", "response": "Ho"}, [{"role": "user", "content": "Hi"}]),
+        ({"messages": TURNS}, TURNS[:4]),
+        ({"messages": TURNS[:4]}, TURNS[:4]),
+        (
+            {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+            [{"role": "user", "content": "Hi"}],
+        ),
+    ],
+)
+def test_a_row_to_be_answered_is_a_prompt_for_its_next_answer(row, asked):
+    processor, task = tokenizer(), Chat()
+    batch = task.collate([task.encode(task.unlabelled(row), processor, 99)], processor)
+    expected = processor.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert task.prompts(batch, processor)["input_ids"].tolist() == [expected]
+
+
+def test_a_row_to_be_answered_that_is_too_long_is_not_answered_elsewhere():
+    with pytest.raises(RowError, match="no room for an answer"):
+        Chat().encode(Chat().unlabelled({"messages": TURNS}), tokenizer(), len(rendered(TURNS)) - 3)
+
+
+def test_prompts_stand_on_the_right_and_end_where_the_last_answer_begins():
+    processor, task = tokenizer(), Chat()
+    rows = [{"messages": TURNS}, {"prompt": "a", "response": "b"}]
+    batch = task.collate([task.encode(row, processor, 99) for row in rows], processor)
+    asked = task.prompts(batch, processor)
+    for row, turns in enumerate((TURNS[:4], [{"role": "user", "content": "a"}])):
+        expected = processor.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert asked["input_ids"][row][asked["attention_mask"][row].bool()].tolist() == expected
+        assert asked["attention_mask"][row].tolist() == sorted(asked["attention_mask"][row].tolist())
+    texts = [task.judge({}, [{"reference_ids": ids}], processor)["reference"] for ids in task.expected(batch)]
+    assert texts == ["The Seine, \U0001f30a it says.", "b"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from peftkit.config.run import Run
 from peftkit.tasks import CausalLM, Chat
 from peftkit.tasks.base import IGNORED, RowError
 from tests.tiny import EOS, tiny, tokenizer
@@ -91,6 +92,21 @@ def test_a_long_text_is_cut_and_has_no_end():
     features = CausalLM().encode({"text": "The fox. " * 20}, tokenizer(), 8)
     assert len(features["input_ids"]) == 8
     assert EOS not in features["labels"]
+
+
+def test_cut_on_the_left_a_text_keeps_its_end():
+    processor = tokenizer()
+    processor.truncation_side = "left"
+    whole = [*processor("The fox. " * 20)["input_ids"], EOS]
+    assert CausalLM().encode({"text": "The fox. " * 20}, processor, 8)["input_ids"] == whole[-8:]
+
+
+def test_plain_text_has_no_prompts_so_nothing_is_written():
+    batch = CausalLM().collate(encoded(CausalLM()), tokenizer())
+    assert CausalLM().prompts(batch, tokenizer()) is None
+    run = Run(task="causal_lm", data="x.jsonl", eval={"metrics": ["bleu"]})
+    assert [problem for problem in run.problems() if "bleu" in problem and "no prompts" in problem]
+    assert not [problem for problem in Run(task="chat", eval={"metrics": ["bleu"]}).problems() if "bleu" in problem]
 
 
 @pytest.mark.parametrize(

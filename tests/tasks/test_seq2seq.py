@@ -164,6 +164,15 @@ def test_padding_is_no_target() -> None:
     assert lengths == [len(task.target_ids(row["target"], tokenizer())) for row in ROWS]
 
 
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    [({}, {"source": "Who?"}), ({"source_lang": "en", "target_lang": "de_DE"}, {"translation": {"en": "Who?"}})],
+)
+def test_a_source_alone_can_be_answered(settings: dict, row: dict) -> None:
+    task, words = Seq2Seq(**settings), tokenizer()
+    assert task.encode(task.unlabelled(row), words, 64)["input_ids"] == words("Who?")["input_ids"]
+
+
 class Babel:
     """A tokenizer of many languages, as NLLB's and M2M's are: the target begins with its language, the source too."""
 
