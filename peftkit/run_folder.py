@@ -1,7 +1,7 @@
 """What lies where in a run's folder: the one place that knows.
 
 RUN/config.yaml                      the resolved run; Run -> YAML -> Run is the identity
-RUN/splits.json                      which rows were held out of which files, by number and sha256
+RUN/splits.json                      which rows were held out of which files, by number and digest
 RUN/metrics.jsonl                    a row per step and per evaluation
 RUN/checkpoints/step-000100/         manifest.json, trained*.safetensors, optimizer*.safetensors, state.json, ...
 RUN/reference/train/                 numbers of the model before its first step, for tasks that learn against it

@@ -99,7 +99,7 @@ def record(gathered: Gathered, data: Data, seed: int, digests: Mapping[str, str]
     learnt = [
         {
             "name": table.name,
-            "sha256": digests.get(name),
+            "digest": digests.get(name),
             "rows": len(table.rows),
             "unit": table.unit,
             "held_out": {
@@ -109,7 +109,7 @@ def record(gathered: Gathered, data: Data, seed: int, digests: Mapping[str, str]
         for name, (table, held) in zip(names, gathered.held, strict=True)
     ]
     given = {
-        split: {"name": table.name, "sha256": digests.get(split), "rows": len(table.rows)}
+        split: {"name": table.name, "digest": digests.get(split), "rows": len(table.rows)}
         for split, table in gathered.tables.items()
         if split not in gathered.held[0][1]
     }
