@@ -270,7 +270,12 @@ CASES: dict[str, Case] = {
         settings={"max_target_length": 40},
     ),
     "question_answering": Case(
-        ("bert", "roberta", "distilbert"), answers, span_loss, model={"head": "question_answering"}
+        ("bert", "roberta", "distilbert"),
+        answers,
+        span_loss,
+        model={"head": "question_answering"},
+        # Adding the same to all positions changes no loss: the bias's gradient is 0, and what Adam makes of it is rounding.
+        tolerance=1e-4,
     ),
     "sequence_classification multi_label": Case(
         ("bert", "llama"),
