@@ -30,6 +30,16 @@ def rename(table: Table, task: Task, columns: dict[str, str], keep: Sequence[str
     return replace(table, rows=Renamed(table.rows, {**names, **kept}))
 
 
+def to_answer(table: Table, task: Task, columns: dict[str, str]) -> dict[str, str]:
+    """Task's column -> the file's, of rows whose answers need not be there; DataError if what is asked is not."""
+    there = {own: name for own, name in columns.items() if own not in task.given or name in table.columns}
+    names = matched(table, task, there)
+    needed = [tuple(name for name in names if name not in task.given) for names in task.needs]
+    if needed and not any(set(asked) <= names.keys() for asked in needed):
+        raise DataError(_missing(table, task, needed))
+    return names
+
+
 def matched(table: Table, task: Task, columns: dict[str, str]) -> dict[str, str]:
     """Task's column -> the file's: as `--data.columns` says, else its own name, else the first usual one that is there."""
     there = table.columns
@@ -56,9 +66,9 @@ def has_needed(task: Task, columns: Collection[str]) -> bool:
     return any(set(needed) <= set(columns) for needed in task.needs)
 
 
-def _missing(table: Table, task: Task) -> str:
+def _missing(table: Table, task: Task, needs: Sequence[Sequence[str]] = ()) -> str:
     there = table.columns
-    needed = ", or ".join(" and ".join(f"`{name}`" for name in names) for names in task.needs)
+    needed = ", or ".join(" and ".join(f"`{name}`" for name in names) for names in needs or task.needs)
     message = f"{table.name} lacks a column for --task {task.name}, which reads {needed}; it has: {', '.join(there)}."
     example = task.needs[0][0]
     message += f" If a column has another name, say --data.columns '{{{example}: NAME}}'"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from peftkit.config.sections import Generate
-from peftkit.data.columns import matched
+from peftkit.data.columns import to_answer
 from peftkit.data.encode import Encoder, encode_rows, length
 from peftkit.data.sources import Table, digest, read
 from peftkit.engine.world import World, joined
@@ -75,7 +75,7 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
 def answered(trained: Trained, table: Table, done: int, asked: Asked, world: World) -> Iterator[list[Row]]:
     """The rows from `done` on with their answers, some at a time."""
     task = trained.task
-    names = matched(table, task, trained.data.columns)
+    names = to_answer(table, task, trained.data.columns)
     max_length = min(trained.data.max_length, trained.context or trained.data.max_length)
     encoder = Encoder(task, trained.processor, max_length, trained.data.truncate, trained.data.stride)
     for start in range(done, len(table.rows), CHUNK):

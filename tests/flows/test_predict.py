@@ -130,7 +130,12 @@ def test_the_commands(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     assert json.loads(numbers.read_text())["accuracy"] == last_validation(folder)["accuracy"]
     assert main(["predict", run, rows, "--out", str(tmp_path / "a.tsv"), "--columns", "text=text"]) == 0
     assert "24 rows written" in capfd.readouterr().out
+    write(tmp_path / "strange.jsonl", [{"words": "good film"}])
     for words, said in (
+        (
+            ["predict", run, str(tmp_path / "strange.jsonl"), "--out", str(tmp_path / "c.jsonl")],
+            "reads `text`; it has: words",
+        ),
         (["predict", run, rows, "--out", str(tmp_path / "a.tsv")], "exists already"),
         (["predict", run, rows, "--out", str(tmp_path / "a.xlsx")], "a file that ends in"),
         (["predict", str(folder), rows, "--out", str(tmp_path / "b.jsonl")], "neither a run's folder"),
