@@ -95,7 +95,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "wav2vec2": (
         "Wav2Vec2",
-        {**PLAIN, "conv_dim": [16, 16], "conv_kernel": [10, 3], "conv_stride": [5, 4], "feat_extract_norm": "layer"}
+        {**PLAIN, "conv_dim": [16, 16], "conv_kernel": [10, 4], "conv_stride": [10, 4], "feat_extract_norm": "layer"}
         | {"do_stable_layer_norm": True, "num_feat_extract_layers": 2, "classifier_proj_size": 16, "layerdrop": 0.0}
         | {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "apply_spec_augment": False}
         | {f"{part}_dropout": 0.0 for part in ("hidden", "attention", "activation", "feat_proj", "final")},

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import local_torch_dtype
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import cached_file
@@ -64,6 +66,7 @@ def load(
         check_weights(Path(source))
     blank = _blank(settings, task, config, dtype)
     _check_attention(blank, task)
+    _check_shards(blank)
     torch.manual_seed(seed)
     model, fresh = _read(settings, task, strategy, dtype, source, config, blank)
     torch.manual_seed(seed)
@@ -195,6 +198,18 @@ def _check_attention(model: PreTrainedModel, task: Task) -> None:
         raise ModelError(
             f"--task {task.name} needs a decoder; {type(model).__name__} here is an encoder, which sees what follows"
         )
+
+
+def _check_shards(model: PreTrainedModel) -> None:
+    """What ZeRO-3 cannot cut up: it gathers a layer's own weights, and knows nothing of one that is computed of others."""
+    if not is_deepspeed_zero3_enabled():
+        return
+    computed = [path for path, module in model.named_modules() if is_parametrized(module)]
+    why = f"{computed[0]} computes its weight of others" if computed else ""
+    if model.config.model_type == "whisper":  # transformers 5.23: `sinusoids(*shape)` of a shape that is (0,) by then
+        why = "transformers computes its positions from a shape that is cut up"
+    if why:
+        raise ModelError(f"--deepspeed: ZeRO-3 cannot load {type(model).__name__}: {why}; use zero2")
 
 
 def _grow(model: PreTrainedModel, processor: Any, settings: Model) -> set[str]:
