@@ -200,5 +200,5 @@ def _open(path: Path) -> Array:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and flat lists as Python's own; an image or a spectrum stays an array."""
-    return value if value.ndim > 1 else value.tolist()
+    """Numbers and flat lists as Python's own; an image or a spectrum stays an array, one that may be written to."""
+    return np.array(value) if value.ndim > 1 else value.tolist()  # torch warns of an array that is a read-only file

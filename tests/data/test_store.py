@@ -93,3 +93,9 @@ def test_what_is_not_closed_holds_no_file_open(tmp_path):
         writer.add(0, {"input_ids": [1]})
         raise ValueError("broken")
     assert all(column.file.closed for column in writer._columns.values())
+
+
+def test_an_array_that_is_read_may_be_written_to(tmp_path):
+    store = write(tmp_path / "store", [{"image": np.zeros((2, 3, 3), dtype=np.uint8)}])
+    store[0]["image"][0] = 7
+    assert store[0]["image"].max() == 0
