@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import traceback
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -33,6 +34,8 @@ def main(cases: Path, out: Path) -> None:
                 case(name, Run.model_validate(settings), world, out)
             except PeftkitError as problem:  # the same on every process, before any of them waits for another
                 (out / f"{name}.json").write_text(json.dumps({"refused": str(problem)}))
+            except Exception:
+                (out / f"{name}.json").write_text(json.dumps({"failed": traceback.format_exc()}))
             gc.collect()  # a ZeRO-3 case must not leave transformers in its way of loading
 
 

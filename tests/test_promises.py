@@ -118,6 +118,7 @@ def outcome(cell: Cell, data: Path) -> str:
     """`equal`, or why the cell was refused (its first sentence); AssertionError for steps that are not plain torch's."""
     results = data / f"results-{cell.processes}"
     found = json.loads((results / f"{cell.name}.json").read_text())
+    assert "failed" not in found, found["failed"]
     if "refused" in found:
         return "refused: " + found["refused"].replace(str(data), "")[:120]
     tolerance = CASES[cell.case].tolerance

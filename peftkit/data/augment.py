@@ -26,9 +26,11 @@ TRIES = 9
 """So often a text is drawn anew that comes out as it was: a short one may."""
 
 
-def augmented(table: Table, augment: Augment, columns: Sequence[str], seed: int) -> Table:
-    """The rows, each followed by its copies; a row that no copy can differ from has none."""
-    copies = Copies(table, augment, columns, seed)
+def augmented(
+    table: Table, augment: Augment, columns: Sequence[str], seed: int, anchors: Sequence[str] = ()
+) -> Table:
+    """The rows, each followed by its copies; a row that no copy can differ from, or that has one of `anchors`, has none."""
+    copies = Copies(table, augment, columns, seed, anchors)
     numbers = array("q", (table.numbers[row] for row, _ in copies.made))
     return replace(table, rows=copies, numbers=numbers)
 
@@ -36,13 +38,16 @@ def augmented(table: Table, augment: Augment, columns: Sequence[str], seed: int)
 class Copies(Lazy):
     """Rows and changed copies of them, made when they are asked for: what a copy says depends on the seed and its row alone."""
 
-    def __init__(self, table: Table, augment: Augment, columns: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, table: Table, augment: Augment, columns: Sequence[str], seed: int, anchors: Sequence[str]
+    ) -> None:
         self.table, self.augment, self.columns, self.seed = table, augment, columns, seed
         self.synonyms = read_synonyms(augment.synonyms) if augment.synonyms else {}
         self.made: list[tuple[int, int]] = []
         """Row and number of its copy (0: the row itself)."""
         for number, row in enumerate(table.rows):
-            made = range(1, augment.copies + 1)
+            free = all(row.get(name) is None for name in anchors)
+            made = range(1, augment.copies + 1) if free else range(0)
             self.made += [(number, 0), *((number, copy) for copy in made if self._copy(row, number, copy) != row)]
 
     def __len__(self) -> int:

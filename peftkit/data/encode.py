@@ -69,7 +69,7 @@ class Encoder:
         if len(windows) > 1 or length(windows[0]) < self.max_length:
             return False
         longer = self.task_of(row).windows(row, self.processor, self.max_length + 1, self.stride)
-        return length(longer[0]) > self.max_length
+        return length(longer[0]) > length(windows[0])
 
 
 @dataclass

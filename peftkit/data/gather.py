@@ -48,7 +48,7 @@ def gather(data: Data, task: Task, seed: int, by: str | None = None, anchor: str
             tables[split] = _read(data, task, source, split, by)
     rows = len(tables["train"].rows)
     if data.augment.copies:
-        tables["train"] = augmented(tables["train"], data.augment, task.texts, seed)
+        tables["train"] = augmented(tables["train"], data.augment, task.texts, seed, task.anchors)
     return Gathered(task, sources, tables, held, len(tables["train"].rows) - rows)
 
 

@@ -128,7 +128,13 @@ def answer(model: nn.Module, asked: Question) -> Answer:
             for inputs, positions in zip(asked.inputs, asked.positions, strict=True)
         ]
         texts = [continued(model, ids.to(device)) for ids in asked.prompts]
-    return Answer(torch.cat(widened(logits)), texts)
+    found = torch.cat(widened(logits))
+    return Answer(found.reshape(-1, 1) if decides_each(model) else found, texts)
+
+
+def decides_each(model: nn.Module) -> bool:
+    """Whether each output is a number or a decision of its own, so that a shift of all of them changes what is said."""
+    return getattr(plain_model(model).config, "problem_type", None) in ("multi_label_classification", "regression")
 
 
 def on(device: torch.device, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def make_job(run: Run, world: World) -> Job:
     """Find, check, prepare and load everything, or raise what is wrong with it."""
     _, prepared = prepare_data(run)
     run = run.model_copy(update={"task": prepared.task})
+    if problems := list(run.eval.conflicts(run)):  # what the task scores may follow from its rows
+        raise ConfigError(problems)
     precision, config = engine_config(run, world.processes)
     # What `auto` was here: the checkpoint is of this format, wherever it is exported or resumed.
     run = run.model_copy(update={"precision": precision})

@@ -59,6 +59,8 @@ class Task(Choice, kind="task", default="chat"):
     """The columns among them that are learnt; rows without them can still be predicted."""
     texts: ClassVar[tuple[str, ...]] = ()
     """The columns whose words augmentation may change: those whose meaning does not hang on a position or a word."""
+    anchors: ClassVar[tuple[str, ...]] = ()
+    """The columns that count characters in them: a row that has one keeps its words."""
     reads: ClassVar[Literal["text", "image", "audio"]] = "text"
     """What the model takes: it says which of its processors is loaded."""
 

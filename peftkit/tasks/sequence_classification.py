@@ -29,6 +29,7 @@ class SequenceClassification(Classification, name="sequence_classification"):
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
     texts: ClassVar[tuple[str, ...]] = ("text", "text_pair")
+    anchors: ClassVar[tuple[str, ...]] = ("head", "tail")
 
     markers: tuple[str, str, str, str] = ("<e1>", "</e1>", "<e2>", "</e2>")
     """What is put around the head and the tail of a relation, in rows with columns `head` and `tail` ([start, end] in characters).

@@ -74,3 +74,9 @@ def test_a_line_of_the_table_is_words_for_each_other(tmp_path, separator):
         "large": ["Big", "very big"],
         "very big": ["Big", "large"],
     }
+
+
+def test_a_row_whose_columns_count_characters_has_no_copy() -> None:
+    table = Table("rows", [{"text": "one two three four", "head": [0, 3]}, {"text": "one two three four"}], [1, 2])
+    made = augmented(table, Augment(copies=1, deletion=0.9), ["text"], 0, ["head"])
+    assert list(made.numbers) == [1, 2, 2]
