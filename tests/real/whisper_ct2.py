@@ -89,7 +89,9 @@ class Words:
 
 def config(stored: dict[str, Tensor], start: int) -> Any:
     vocabulary, width = stored["decoder/embeddings/weight"].shape
-    layers = {side: sum(name.startswith(side) and name.endswith("ffn/linear_0/bias") for name in stored) for side in SIDES}
+    layers = {
+        side: sum(name.startswith(side) and name.endswith("ffn/linear_0/bias") for name in stored) for side in SIDES
+    }
     heads = {f"{side}_attention_heads": int(stored[f"{side}/num_heads"]) for side in SIDES}
     hidden = {f"{side}_ffn_dim": len(stored[f"{side}/layer_0/ffn/linear_0/bias"]) for side in SIDES}
     return transformers.WhisperConfig(
@@ -103,7 +105,10 @@ SIDES = ("encoder", "decoder")
 
 def marks(start: int) -> dict[str, int]:
     """The end of text is the token before the start of transcript, and stands for padding too."""
-    return {"decoder_start_token_id": start, **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), start - 1)}
+    return {
+        "decoder_start_token_id": start,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), start - 1),
+    }
 
 
 def renamed(key: str, value: Tensor) -> list[tuple[str, Tensor]]:
