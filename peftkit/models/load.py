@@ -7,6 +7,7 @@ base.model, base.processor, base.fresh
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import local_torch_dtype
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import cached_file
@@ -66,9 +66,9 @@ def load(
         check_weights(Path(source))
     blank = _blank(settings, task, config, dtype)
     _check_attention(blank, task)
-    _check_shards(blank)
     torch.manual_seed(seed)
-    model, fresh = _read(settings, task, strategy, dtype, source, config, blank)
+    with whole_weights() if _is_made_whole(blank) else nullcontext():
+        model, fresh = _read(settings, task, strategy, dtype, source, config, blank)
     torch.manual_seed(seed)
     fresh |= _grow(model, processor, settings)
     _set_up(model, processor, settings)
@@ -200,16 +200,10 @@ def _check_attention(model: PreTrainedModel, task: Task) -> None:
         )
 
 
-def _check_shards(model: PreTrainedModel) -> None:
-    """What ZeRO-3 cannot cut up: it gathers a layer's own weights, and knows nothing of one that is computed of others."""
-    if not is_deepspeed_zero3_enabled():
-        return
-    computed = [path for path, module in model.named_modules() if is_parametrized(module)]
-    why = f"{computed[0]} computes its weight of others" if computed else ""
-    if model.config.model_type == "whisper":  # transformers 5.23: `sinusoids(*shape)` of a shape that is (0,) by then
-        why = "transformers computes its positions from a shape that is cut up"
-    if why:
-        raise ModelError(f"--deepspeed: ZeRO-3 cannot load {type(model).__name__}: {why}; use zero2")
+def _is_made_whole(model: PreTrainedModel) -> bool:
+    """Whether transformers cannot make it in shards, so that ZeRO-3 cuts it up only when it is there."""
+    # Weight norm computes a weight from others; transformers 5.23 computes Whisper's positions from a shape that is cut.
+    return model.config.model_type == "whisper" or any(is_parametrized(module) for module in model.modules())
 
 
 def _grow(model: PreTrainedModel, processor: Any, settings: Model) -> set[str]:
