@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from peftkit.tasks import Task
 from peftkit.tasks.base import Batch
-from tests.tiny import SEQ2SEQ
+from tests.tiny import IMAGES, SEQ2SEQ
 
 HEADS = ("classifier.", "score.", "pre_classifier.", "classification_head.")
 
@@ -32,8 +32,11 @@ def inputs_for(family: str, rows: int = 2, length: int = 9) -> dict[str, Tensor]
     """Keywords of the family's forward."""
     numbers = torch.Generator().manual_seed(1)
     ids = torch.randint(4, 300, (rows, length), generator=numbers)
-    if family == "vit":
-        return {"pixel_values": torch.randn(rows, 3, 16, 16, generator=numbers)}
+    if family in IMAGES:
+        side = 16 if family == "vit" else 32
+        return {"pixel_values": torch.randn(rows, 3, side, side, generator=numbers)}
+    if family == "wav2vec2":
+        return {"input_values": torch.randn(rows, 800, generator=numbers)}
     if family == "whisper":
         return {"input_features": torch.randn(rows, 8, 100, generator=numbers), "decoder_input_ids": ids}
     return {"input_ids": ids} | ({"decoder_input_ids": ids.flip(1)} if family in SEQ2SEQ else {})

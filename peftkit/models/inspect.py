@@ -56,8 +56,11 @@ def places(model: nn.Module) -> dict[str, Place]:
         aliases.setdefault(id(parameter), []).append(name)
     order = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     spans = {stack: _span(stack, order) for stack in found}
-    lookups = _embedding_tables(model)
-    single = {name: _place(name, at, spans, heads, _parent(name) in lookups) for at, name in enumerate(order)}
+    lookups, last = _embedding_tables(model), _closing_norms(model)
+    single = {
+        name: _place(name, at, spans, heads, _parent(name) in lookups, _under(name, last))
+        for at, name in enumerate(order)
+    }
     return {names[0]: _together([single[name] for name in names]) for names in aliases.values()}
 
 
@@ -279,7 +282,9 @@ def _span(stack: Stack, order: list[str]) -> tuple[int, int]:
     return (inside[0], inside[-1]) if inside else (0, -1)
 
 
-def _place(name: str, at: int, spans: dict[Stack, tuple[int, int]], heads: list[str], is_table: bool) -> Place:
+def _place(
+    name: str, at: int, spans: dict[Stack, tuple[int, int]], heads: list[str], is_table: bool, closes: bool
+) -> Place:
     if _under(name, heads):
         return Place("head", frozenset())
     for stack in spans:
@@ -291,7 +296,7 @@ def _place(name: str, at: int, spans: dict[Stack, tuple[int, int]], heads: list[
         return Place("embeddings" if is_table else "after", frozenset())
     own = name.removeprefix(_common(name, near.path)).lower()
     # Registration follows the data, nearly: BART's embedding norm stands after the layers, OPT's final norm before them.
-    feeds = "final" not in own and (at < spans[near][0] or is_table or "emb" in own)
+    feeds = not closes and "final" not in own and (at < spans[near][0] or is_table or "emb" in own)
     return Place("embeddings" if feeds else "after", frozenset([near.side]), near)
 
 
@@ -329,6 +334,12 @@ def _embedding_tables(model: nn.Module) -> set[str]:
     from torch import nn
 
     return {path for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+
+
+def _closing_norms(model: nn.Module) -> list[str]:
+    """Norms of the speech encoders that transformers calls stable: registered before their layers, they follow them."""
+    stable = (path for path, module in model.named_modules() if type(module).__name__.endswith("StableLayerNorm"))
+    return [_join(path, "layer_norm") for path in stable]
 
 
 def _under(name: str, paths: list[str] | tuple[str, ...]) -> bool:

@@ -13,17 +13,22 @@ from peftkit.config.sections import Model
 from peftkit.errors import ModelError
 from peftkit.models.configure import configure, context_limit, set_dropout
 from peftkit.tasks import Task
-from tests.tiny import FAMILIES, POSITIONS, config, model_class, save_tiny
+from tests.tiny import FAMILIES, IMAGES, POSITIONS, config, model_class, save_tiny
 
 CAUSAL = Task.model_validate("causal_lm")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+WITHOUT = ("resnet", "convnext")
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WITHOUT])
 def test_dropout_reaches_every_dropout_module(family: str) -> None:
     settings = config(family)
     set_dropout(settings, 0.3)
     model = model_class(family)(settings)
     modules = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    if family == "efficientnet":  # in its blocks they drop the whole block (drop_connect_rate)
+        modules = {name: p for name, p in modules.items() if ".blocks." not in name}
     assert set(modules.values()) <= {0.3}
     assert modules or family in ("llama", "qwen", "gemma", "bart", "marian", "whisper")  # these call the function
     named = {name: value for name, value in settings.to_dict().items() if "dropout" in name or "pdrop" in name}
@@ -42,12 +47,13 @@ def test_parts_of_a_composed_model_are_reached() -> None:
     assert settings.text_config.attention_dropout == settings.vision_config.attention_dropout == 0.2
 
 
-def test_a_model_without_dropout_says_so() -> None:
-    with pytest.raises(ModelError, match=r"--model\.dropout 0\.1: a mamba has no dropout"):
-        set_dropout(transformers.MambaConfig(), 0.1)
+@pytest.mark.parametrize("settings", [transformers.MambaConfig(), *map(config, WITHOUT)], ids=lambda it: it.model_type)
+def test_a_model_without_dropout_says_so(settings: Any) -> None:
+    with pytest.raises(ModelError, match=rf"--model\.dropout 0\.1: a {settings.model_type} has no dropout"):
+        set_dropout(settings, 0.1)
 
 
-LIMITS = dict.fromkeys(FAMILIES, POSITIONS) | {"t5": None, "vit": None}
+LIMITS = dict.fromkeys(FAMILIES, POSITIONS) | dict.fromkeys(["t5", *IMAGES, "wav2vec2"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

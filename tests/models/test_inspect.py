@@ -21,7 +21,7 @@ from peftkit.models.inspect import (
     stacks,
 )
 from tests.strategies.names import LAST, NAMES, in_layers, matching
-from tests.tiny import FAMILIES, LAYERS, tiny
+from tests.tiny import FAMILIES, tiny
 
 STACKS = {
     "bert": [("bert.encoder.layer", "encoder")],
@@ -38,14 +38,17 @@ STACKS = {
     "bart": [("model.encoder.layers", "encoder"), ("model.decoder.layers", "decoder")],
     "marian": [("model.encoder.layers", "encoder"), ("model.decoder.layers", "decoder")],
     "whisper": [("model.encoder.layers", "encoder"), ("model.decoder.layers", "decoder")],
+    "resnet": [("resnet.encoder.stages", "encoder")],
+    "convnext": [("convnext.encoder.stages", "encoder")],
+    "efficientnet": [("efficientnet.encoder.blocks", "encoder")],
+    "wav2vec2": [("wav2vec2.encoder.layers", "encoder")],
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stacks_are_found_with_their_side(family: str) -> None:
-    layers = 1 if family == "albert" else LAYERS
     assert [(s.path, s.layers, s.side) for s in stacks(tiny(family))] == [
-        (path, layers, side) for path, side in STACKS[family]
+        (path, LAST[family] + 1, side) for path, side in STACKS[family]
     ]
 
 
@@ -114,10 +117,17 @@ def test_a_head_inside_a_composed_model_is_found() -> None:
     [
         ("OPTForCausalLM", "OPTConfig", "model.decoder.final_layer_norm.weight", "after"),  # registered before them
         ("BartForConditionalGeneration", "BartConfig", "model.encoder.layernorm_embedding.weight", "embeddings"),
+        ("Wav2Vec2ForCTC", "Wav2Vec2Config", "wav2vec2.encoder.layer_norm.weight", "embeddings"),
     ],
 )
 def test_norms_are_placed_by_the_flow_of_data(kind: str, config: str, norm: str, part: str) -> None:
     assert places(bigger(kind, config))[norm].part == part
+
+
+@pytest.mark.parametrize("kind", ["Wav2Vec2", "Hubert", "WavLM", "UniSpeech"])
+def test_the_norm_of_a_stable_speech_encoder_follows_its_layers(kind: str) -> None:
+    found = places(bigger(f"{kind}ForCTC", f"{kind}Config", do_stable_layer_norm=True, feat_extract_norm="layer"))
+    assert [place.part for name, place in found.items() if name.endswith("encoder.layer_norm.weight")] == ["after"]
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "llama"])
@@ -172,7 +182,9 @@ def test_transposed_layers_of_gpt2_are_linear_too() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_norms_are_the_parameters_named_so(family: str) -> None:
     model = tiny(family)
-    assert norm_parameters(model) == matching(model, r"(?i).*norm", r".*\.ln_")
+    assert norm_parameters(model) == matching(
+        model, r"(?i).*norm", r".*\.ln_", r".*_bn\.", r".*downsampling_layer\.0\."
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -87,11 +87,21 @@ NAMES = {
         after=rf"{HALVES}\.layer_norm\.",
         fixed=r"model\.encoder\.embed_positions\.",
     ),
+    "resnet": encoder_of("resnet", r"encoder\.stages", embeddings=r"resnet\.embedder\."),
+    "convnext": encoder_of("convnext", r"encoder\.stages", after=r"convnext\.layernorm\."),  # downsampling in its stage
+    "efficientnet": encoder_of("efficientnet", r"encoder\.blocks", after=r"efficientnet\.encoder\.top_"),
+    "wav2vec2": encoder_of(
+        "wav2vec2",
+        r"encoder\.layers",
+        embeddings=r"wav2vec2\.(masked_spec_embed|feature_|encoder\.pos_conv_embed\.)",
+        after=r"wav2vec2\.encoder\.layer_norm\.",  # of the stable kind; the other one's feeds the layers
+        head=r"lm_head\.",
+    ),
 }
 """Gemma's, GPT-2's and the encoder-decoders' heads are tied to their embeddings: they have no parameter of their own."""
 
-LAST = {family: 0 if family == "albert" else 1 for family in NAMES}
-"""Number of the last layer; ALBERT has but one set of weights for all of its layers."""
+LAST = dict.fromkeys(NAMES, 1) | {"albert": 0, "efficientnet": 2}
+"""Number of the last layer; ALBERT has but one set of weights for all of its layers. A layer of a ResNet is a stage."""
 
 
 def matching(model: nn.Module, *patterns: str, fixed: str = NOTHING) -> set[str]:

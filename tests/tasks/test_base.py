@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from peftkit.config.sections import Data
+from peftkit.config.sections import Data, Eval
 from peftkit.metrics import Metric
 from peftkit.tasks import Task
 from peftkit.tasks.base import EMBEDDED
@@ -23,14 +23,15 @@ def test_default_metrics_and_needed_columns_exist(task):
 
 @pytest.mark.parametrize("task", EVERY, ids=lambda task: task.name)
 def test_a_column_that_the_task_does_not_read_is_a_clash(task):
-    run = SimpleNamespace(data=Data(train="x.csv", columns={"nonsense": "a", next(iter(task.columns)): "b"}))
+    data = Data(train="x.csv", columns={"nonsense": "a", next(iter(task.columns)): "b"})
+    run = SimpleNamespace(data=data, eval=Eval())
     (problem,) = task.conflicts(run)
     assert problem.startswith(f"--data.columns names 'nonsense', which --task {task.name} does not read")
 
 
 @pytest.mark.parametrize("task", EVERY, ids=lambda task: task.name)
 def test_without_rows_there_are_the_embedded_ones_for_tasks_that_read_them(task):
-    problems = list(task.conflicts(SimpleNamespace(data=Data())))
+    problems = list(task.conflicts(SimpleNamespace(data=Data(), eval=Eval())))
     reads_them = any(set(needed) <= set(EMBEDDED) for needed in task.needs)
     assert bool(problems) != reads_them
     assert all("--data.train" in problem and task.name in problem for problem in problems)
