@@ -56,21 +56,20 @@ def _parser(command: str, description: str) -> Parser:
     parser.add_argument("--columns", nargs="+", default=[], metavar="OWN=FILE", help=columns)
     which = "of a run: last, best, average or a step (default: the run's --checkpoint.final)"
     parser.add_argument("--checkpoint", help=which)
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest text that is written (default: 64)")
-    parser.add_argument("--num-beams", type=int, default=1, help="beams that are followed (default: 1)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest text that is written (default: as in training)")
+    parser.add_argument("--num-beams", type=int, help="beams that are followed (default: as in training)")
     parser.add_argument("--verbose", action="store_true", help="show libraries' messages and tracebacks")
     return parser
 
 
 def _shared(asked: argparse.Namespace) -> dict[str, Any]:
-    from peftkit.config.sections import Generate
-
+    texts = {"max_new_tokens": asked.max_new_tokens, "num_beams": asked.num_beams}
     return {
         "batch": asked.batch,
         "limit": asked.limit,
         "columns": dict(pair.split("=", 1) for pair in asked.columns),
         "checkpoint": asked.checkpoint,
-        "generate": Generate(max_new_tokens=asked.max_new_tokens, num_beams=asked.num_beams),
+        "generate": {name: value for name, value in texts.items() if value is not None},
     }
 
 

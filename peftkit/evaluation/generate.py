@@ -13,14 +13,14 @@ from peftkit.tasks.base import Batch
 from peftkit.tasks.next_token import padding_id
 
 
-def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: Generate) -> list[list[int]]:
-    """The new tokens of each row of the batch, without padding and what follows the end.
+def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: Generate) -> list[list[int]] | None:
+    """The new tokens of each row of the batch, without padding and what follows the end; None if the task writes no text.
 
     All processes of a ZeRO-3 world must call it together, each with a batch.
     """
     asked = task.prompts(batch, processor)
     if asked is None:
-        return [[] for _ in next(iter(batch.values()))]
+        return None
     plain: Any = getattr(model, "module", model)  # DeepSpeed's engine has no `generate`
     tokenizer = getattr(processor, "tokenizer", processor)  # of a model that hears or sees, too
     ends = sorted({*ends_of(plain, tokenizer), *asked.pop("eos_token_id", ())})

@@ -26,7 +26,7 @@ def join_reference(
     Every process calls it. Raises FileNotFoundError if they are neither there nor can be computed any more.
     """
     if first_time:
-        found = _values(model, batches, len(store), task, world)
+        found = reference_values(model, batches, len(store), task, world)
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
             for name, column in found.items():
@@ -35,7 +35,8 @@ def join_reference(
     store.join({name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in task.reference})
 
 
-def _values(model: Any, batches: Batches, windows: int, task: Task, world: World) -> dict[str, Any]:
+def reference_values(model: Any, batches: Batches, windows: int, task: Task, world: World) -> dict[str, Any]:
+    """On the first process, the numbers of each of so many windows, fp32; on the others zeros."""
     training = model.training
     model.eval()
     mine: list[tuple[int, dict[str, float]]] = []

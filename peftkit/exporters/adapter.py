@@ -46,18 +46,20 @@ class Adapter(Exporter, name="adapter"):
     def example(self, folder: str, reading: Reading) -> str:
         words = [f'"{reading.base}"']
         if reading.labels:
-            words += [f"num_labels={len(reading.labels)}", f"pad_token_id={reading.padding}"]
+            words += [f"num_labels={len(reading.labels)}"]
+            words += [] if reading.padding is None else [f"pad_token_id={reading.padding}"]
         bits = four_bits(reading)
         grow = (
             [f"base.resize_token_embeddings({reading.vocabulary})  # for the added tokens"]
             if reading.vocabulary
             else []
         )
+        reader, called = reading.reader
         lines = [
             "from peft import PeftModel",
-            f"from transformers import AutoTokenizer, {reading.auto_class}{', BitsAndBytesConfig' if bits else ''}",
+            f"from transformers import {reader}, {reading.auto_class}{', BitsAndBytesConfig' if bits else ''}",
             "",
-            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+            f'{called} = {reader}.from_pretrained("{folder}")',
             *bits,
             f"base = {reading.auto_class}.from_pretrained({', '.join([*words, *(['quantization_config=bits'] if bits else [])])})",
             *grow,
@@ -122,7 +124,9 @@ def open_base(reading: Reading) -> Any:
     if "quantization_config" in options:
         options["quantization_config"].llm_int8_skip_modules = list(reading.unquantised)
     if reading.labels:
-        options |= {"num_labels": len(reading.labels), "id2label": reading.labels, "pad_token_id": reading.padding}
+        options |= {"num_labels": len(reading.labels), "id2label": reading.labels}
+        # A configuration that knows no padding (ViT's) hands the word on to the model, which refuses it.
+        options |= {} if reading.padding is None else {"pad_token_id": reading.padding}
         options["ignore_mismatched_sizes"] = True  # the base may have a head of its own; the adapter's takes its place
     base = getattr(transformers, reading.auto_class).from_pretrained(
         reading.base,

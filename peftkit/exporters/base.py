@@ -38,6 +38,16 @@ class Reading:
     vocabulary: int | None = None
     """Rows of the input embedding, if tokens were added."""
 
+    @property
+    def reader(self) -> tuple[str, str]:
+        """The transformers class that reads what lies beside the model, and what its object is called."""
+        if "Image" in self.auto_class:
+            return "AutoImageProcessor", "processor"
+        if "Audio" in self.auto_class:
+            return "AutoFeatureExtractor", "extractor"
+        speech = "Speech" in self.auto_class or "CTC" in self.auto_class
+        return ("AutoProcessor", "processor") if speech else ("AutoTokenizer", "tokenizer")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

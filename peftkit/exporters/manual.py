@@ -24,6 +24,8 @@ class Manual:
     """With its labels and thresholds."""
     data: Mapping[str, Any]
     """Settings of the data by which a row is read: `max_length`, `truncate`, `stride`, `columns`."""
+    generate: Mapping[str, Any]
+    """How texts are written."""
 
     def write(self, folder: Path) -> None:
         held = {
@@ -31,6 +33,7 @@ class Manual:
             "reading": self.reading.to_json(),
             "task": self.task.model_dump(mode="json"),
             "data": dict(self.data),
+            "generate": dict(self.generate),
         }
         (folder / MANUAL).write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
 
@@ -39,4 +42,4 @@ class Manual:
         held = json.loads((folder / MANUAL).read_text(encoding="utf-8"))
         exporter: Exporter = Exporter.model_validate(held["exporter"])
         task: Task = Task.model_validate(held["task"])
-        return cls(exporter, Reading.from_json(held["reading"]), task, held["data"])
+        return cls(exporter, Reading.from_json(held["reading"]), task, held["data"], held["generate"])

@@ -51,9 +51,10 @@ class Merged(Exporter, name="merged"):
         return opened
 
     def example(self, folder: str, reading: Reading) -> str:
+        reader, called = reading.reader
         return (
-            f"from transformers import AutoTokenizer, {reading.auto_class}\n\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+            f"from transformers import {reader}, {reading.auto_class}\n\n"
+            f'{called} = {reader}.from_pretrained("{folder}")\n'
             f'model = {reading.auto_class}.from_pretrained("{folder}")'
         )
 

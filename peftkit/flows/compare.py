@@ -70,7 +70,7 @@ def answer(model: PreTrainedModel, task: Task, row: Row, batch: Batch, processor
     """What the model writes for the row (greedy), and what it should."""
     model.eval()
     with torch.no_grad():
-        (ids,) = write_texts(model, task, batch, processor, Generate(max_new_tokens=LONGEST))
+        (ids,) = write_texts(model, task, batch, processor, Generate(max_new_tokens=LONGEST)) or [[]]
     (expected,) = task.expected(batch) or [[]]
     return task.judge(row, [{"generated_ids": ids, "reference_ids": expected[:LONGEST]}], processor)
 

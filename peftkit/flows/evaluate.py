@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from peftkit.config.sections import Generate
 from peftkit.data.batches import evaluation_batches
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.engine.world import World, joined
 from peftkit.errors import ConfigError
 from peftkit.evaluation.bootstrap import ends_of_intervals
+from peftkit.evaluation.reference import reference_values
 from peftkit.evaluation.score import Scored, Split, score
 from peftkit.flows.job import with_loss
-from peftkit.flows.trained import Trained, on, open_trained, with_columns
+from peftkit.flows.trained import Trained, open_trained, placed, with_columns
 from peftkit.metrics import Metric
 from peftkit.tracking.quiet import chatter_to
 from peftkit.tracking.teller import Teller
@@ -35,7 +36,8 @@ class Asked:
     batch: int = 8
     columns: dict[str, str] = field(default_factory=dict)
     checkpoint: str | None = None
-    generate: Generate = field(default_factory=Generate)
+    generate: dict[str, int] = field(default_factory=dict)
+    """Settings of `generate` other than those that the model was trained with."""
     out: Path | None = None
     """A JSON file for the numbers."""
 
@@ -46,15 +48,15 @@ def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, floa
         raise ConfigError(f"--out {asked.out} exists already; nothing is overwritten")
     with joined() as world, chatter_to(None, verbose):
         teller = Teller(world.first)
-        trained = on(with_columns(open_trained(place, asked.checkpoint), asked.columns), world.device)
+        trained = with_columns(open_trained(place, asked.checkpoint), asked.columns)
         metrics = with_loss([Metric.model_validate(name) for name in asked.metrics or trained.task.default_metrics()])
         prepared = prepare_rows(trained, asked)
-        for line in prepared.report.lines():
-            teller.note(line)
         scored = scores(trained, prepared, metrics, asked, world)
         ends = ends_of_intervals(scored.records, metrics, scored.task, asked.bootstrap)
         numbers = {**scored.numbers, **world.share(ends)}
-        teller.evaluation(asked.rows, 0, numbers)
+        for line in prepared.report.lines():
+            teller.note(line.removeprefix("train: "))
+        teller.scores(numbers, asked.by)
         if world.first and asked.out:
             asked.out.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
             teller.note(f"written to {asked.out}")
@@ -70,7 +72,13 @@ def prepare_rows(trained: Trained, asked: Asked) -> Prepared:
 
 def scores(trained: Trained, prepared: Prepared, metrics: Sequence[Metric], asked: Asked, world: World) -> Scored:
     split = Split(prepared.train, prepared.rows("train"), trained.processor)
-    batches = evaluation_batches(
-        prepared.train, trained.task, trained.processor, asked.batch, world.processes, world.process
+    store, place = prepared.train, (world.processes, world.process)
+    batches = partial(evaluation_batches, store, trained.task, trained.processor, asked.batch, *place)
+    if trained.task.reference:
+        start = placed(trained.start(), world.device)
+        found = reference_values(start, batches(), len(store), trained.task, world)
+        store.join(world.share(found))
+    generate = trained.generate.model_copy(update=asked.generate)
+    return score(
+        placed(trained.model, world.device), batches(), split, trained.task, metrics, world, generate, asked.by
     )
-    return score(trained.model, batches, split, trained.task, metrics, world, asked.generate, asked.by)

@@ -118,7 +118,8 @@ def export_trained(
         known = {"base": reading.base, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
         certificate = certify(exporter, partial, reading, asked, expected, device, known)
         certificate.write(partial)
-        Manual(exporter, reading, run.task, run.data.model_dump(mode="json", include=READ_AS)).write(partial)
+        read_as = run.data.model_dump(mode="json", include=READ_AS)
+        Manual(exporter, reading, run.task, read_as, run.generate.model_dump(mode="json")).write(partial)
         put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -329,8 +330,7 @@ def summary(certificate: Certificate, folder: Path) -> Table:
     if figures.same_text is not None:
         least = f"at least {allowed.same_text:.0%}" if allowed.same_text is not None else "any"
         table.add_row("same greedy text", f"{figures.same_text:.0%} of {certificate.prompts}", least)
-    files = len(certificate.files)
-    table.caption = (
-        f"{certificate.positions} positions of {certificate.rows} held-out rows; {files} files in {certificate.stored}"
-    )
+    counts = {"position": certificate.positions, "held-out row": certificate.rows, "file": len(certificate.files)}
+    positions, rows, files = (f"{count:,} {what}{'s' * (count != 1)}" for what, count in counts.items())
+    table.caption = f"{positions} of {rows}; {files} in {certificate.stored}"
     return table

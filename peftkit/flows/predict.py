@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from peftkit.config.sections import Generate
 from peftkit.data.columns import to_answer
 from peftkit.data.encode import Encoder, encode_rows, length
 from peftkit.data.sources import Table, digest, read
 from peftkit.engine.world import World, joined
 from peftkit.errors import ConfigError, DataError
+from peftkit.evaluation.reference import reference_values
 from peftkit.evaluation.score import records
-from peftkit.flows.trained import Trained, on, open_trained, with_columns
+from peftkit.flows.trained import Trained, open_trained, placed, with_columns
 from peftkit.tasks.base import Features, Record, Row
 from peftkit.tracking.quiet import chatter_to, terminal
 
@@ -43,7 +43,8 @@ class Asked:
     limit: int | None = None
     columns: dict[str, str] = field(default_factory=dict)
     checkpoint: str | None = None
-    generate: Generate = field(default_factory=Generate)
+    generate: dict[str, int] = field(default_factory=dict)
+    """Settings of `generate` other than those that the model was trained with."""
 
 
 def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
@@ -52,11 +53,14 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
     Goes on where an interrupted prediction of the same model and rows stopped.
     """
     check_out(asked.out)
-    console = Console(file=terminal(), highlight=False)
     with joined() as world, chatter_to(None, verbose):
+        console = Console(file=terminal(), highlight=False)
         if world.processes > 1:
             raise ConfigError("peftkit predict runs on one process; start it without a launcher")
-        trained = on(with_columns(open_trained(place, asked.checkpoint), asked.columns), world.device)
+        trained = with_columns(open_trained(place, asked.checkpoint), asked.columns)
+        if not trained.task.predicts:
+            raise ConfigError(f"--task {trained.task.name} has nothing to predict of a row; peftkit eval scores it")
+        trained = replace(trained, model=placed(trained.model, world.device))
         table = read(asked.rows, asked.limit, cache=trained.data.cache)
         answers = Answers(asked.out, identity(place, asked))
         done = answers.written()
@@ -68,7 +72,7 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
                 answers.add(rows)
                 bar.advance(shown, len(rows))
         answers.finish()
-        console.print(f"{len(table.rows):,} rows written to {asked.out}", soft_wrap=True)
+        console.print(f"{len(table.rows):,} row{'s' * (len(table.rows) != 1)} written to {asked.out}", soft_wrap=True)
     return asked.out
 
 
@@ -78,10 +82,13 @@ def answered(trained: Trained, table: Table, done: int, asked: Asked, world: Wor
     names = to_answer(table, task, trained.data.columns)
     max_length = min(trained.data.max_length, trained.context or trained.data.max_length)
     encoder = Encoder(task, trained.processor, max_length, trained.data.truncate, trained.data.stride)
+    untrained = placed(trained.start(), world.device) if task.reference else None
     for start in range(done, len(table.rows), CHUNK):
         rows = table.rows[start : start + CHUNK]
         asked_of = [task.unlabelled({own: row[name] for own, name in names.items() if name in row}) for row in rows]
         encoded = encode_rows(encoder, asked_of)
+        if untrained is not None:
+            join_reference(untrained, trained, encoded.windows, asked, world)
         found = judged(trained, asked_of, encoded.windows, asked, world)
         yield [
             beside(row, {"error": str(encoded.problems[at])} if at in encoded.problems else task.answer(found[at]))
@@ -89,14 +96,24 @@ def answered(trained: Trained, table: Table, done: int, asked: Asked, world: Wor
         ]
 
 
+def join_reference(
+    untrained: Any, trained: Trained, windows: Sequence[list[Features]], asked: Asked, world: World
+) -> None:
+    """What the task needs of the model as it was before its first step, among the features."""
+    flat = [window for own in windows for window in own]
+    numbered = list(enumerate(flat))
+    values = reference_values(untrained, batches(trained, numbered, asked.batch), len(flat), trained.task, world)
+    for number, window in numbered:
+        window |= {name: float(column[number]) for name, column in values.items()}
+
+
 def judged(
     trained: Trained, rows: Sequence[Row], windows: Sequence[list[Features]], asked: Asked, world: World
 ) -> dict[int, Record]:
     """Each usable row's record."""
     flat = [(row, window) for row, own in enumerate(windows) for window in own]
-    made = records(
-        trained.model, batches(trained, flat, asked.batch), trained.task, world, trained.processor, asked.generate
-    )
+    generate = trained.generate.model_copy(update=asked.generate)
+    made = records(trained.model, batches(trained, flat, asked.batch), trained.task, world, trained.processor, generate)
     grouped = groupby(made, key=lambda pair: flat[pair[0]][0])
     return {
         row: trained.task.judge(rows[row], [record for _, record in own], trained.processor) for row, own in grouped
@@ -133,7 +150,7 @@ def check_out(out: Path) -> None:
 def identity(place: Path, asked: Asked) -> str:
     """What an interrupted prediction must have in common with the one that goes on with it."""
     settings = [str(place.resolve()), digest(asked.rows), asked.columns, asked.checkpoint, asked.limit]
-    said = json.dumps([*settings, asked.generate.model_dump()], sort_keys=True)
+    said = json.dumps([*settings, asked.generate], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from peftkit.config.read import load as load_run
-from peftkit.config.sections import Data, Model
+from peftkit.config.sections import Data, Generate, Model
 from peftkit.engine.checkpoint import read_progress, read_result
 from peftkit.errors import ConfigError, ModelError
+from peftkit.exporters.base import Reading
 from peftkit.exporters.manual import MANUAL, Manual
 from peftkit.flows.export import READ_AS, dtype_of, find_checkpoints, put_trained
 from peftkit.flows.job import check_base
@@ -20,6 +22,7 @@ from peftkit.models.configure import configure, context_limit
 from peftkit.models.load import load
 from peftkit.models.processor import load_processor
 from peftkit.run_folder import STEP, RunFolder
+from peftkit.strategies import Strategy
 from peftkit.tasks import Task
 
 
@@ -37,6 +40,10 @@ class Trained:
     """How rows are read, and no source."""
     context: int | None
     """The longest row that the model takes."""
+    generate: Generate
+    """How it writes texts."""
+    start: Callable[[], Any]
+    """Loads the model as it was before its first step, for tasks that measure against it."""
     seed: int = 0
 
 
@@ -66,8 +73,17 @@ def from_run(place: Path, checkpoint: str | None) -> Trained:
     check_base(taken[-1], base)
     model = run.strategy.adapt(base.model, base.fresh)
     put_trained(model, read_result(taken, averaged=run.regularize.ema is not None))
-    context = context_limit(base.model.config)
-    return Trained(place, model.eval(), base.processor, task, reading_of(run.data), context, run.seed)
+    return Trained(
+        place,
+        model.eval(),
+        base.processor,
+        task,
+        reading_of(run.data),
+        context_limit(base.model.config),
+        run.generate,
+        lambda: load(run.model, task, run.strategy, dtype_of(run), run.seed, run.data.cache).model.eval(),
+        run.seed,
+    )
 
 
 def from_export(folder: Path) -> Trained:
@@ -80,8 +96,23 @@ def from_export(folder: Path) -> Trained:
     settings = Model(path=str(folder))
     processor = load_processor(settings, str(folder), task.reads)
     source = str(folder) if (folder / "config.json").is_file() else manual.reading.base
-    context = context_limit(configure(settings, task, source))
-    return Trained(folder, model.eval(), processor, task, Data.model_validate(manual.data), context)
+    return Trained(
+        folder,
+        model.eval(),
+        processor,
+        task,
+        Data.model_validate(manual.data),
+        context_limit(configure(settings, task, source)),
+        Generate.model_validate(manual.generate),
+        partial(base_of, manual.reading, task),
+    )
+
+
+def base_of(reading: Reading, task: Task) -> Any:
+    """What an export's model was before it was trained."""
+    settings = Model(path=reading.base, revision=reading.revision, trust_remote_code=reading.trust_remote_code)
+    strategy: Strategy = Strategy.model_validate(reading.strategy)
+    return load(settings, task, strategy, getattr(torch, reading.dtype), seed=0).model.eval()
 
 
 def reading_of(data: Data) -> Data:
@@ -89,13 +120,9 @@ def reading_of(data: Data) -> Data:
     return Data.model_validate(data.model_dump(include=READ_AS | {"cache"}))
 
 
-def on(trained: Trained, device: torch.device) -> Trained:
-    """The same with its model there (one in 4 bits is there already)."""
-    model = trained.model
-    quantised = getattr(model, "is_quantized", False) or getattr(
-        getattr(model, "config", None), "quantization_config", None
-    )
-    return trained if quantised else replace(trained, model=model.to(device))
+def placed(model: Any, device: torch.device) -> Any:
+    """The model on the device; one in 4 bits is there already."""
+    return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
 def with_columns(trained: Trained, columns: Mapping[str, str]) -> Trained:

@@ -61,6 +61,8 @@ class Task(Choice, kind="task", default="chat"):
     """The columns whose words augmentation may change: those whose meaning does not hang on a position or a word."""
     anchors: ClassVar[tuple[str, ...]] = ()
     """The columns that count characters in them: a row that has one keeps its words."""
+    predicts: ClassVar[bool] = True
+    """Whether there is an answer to be had for a row, besides its scores."""
     reads: ClassVar[Literal["text", "image", "audio"]] = "text"
     """What the model takes: it says which of its processors is loaded."""
 

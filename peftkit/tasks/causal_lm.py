@@ -13,6 +13,7 @@ class CausalLM(NextToken, name="causal_lm"):
     """Learn plain text (column `text`), every token of it, ended by the tokenizer's end-of-text token."""
 
     columns: ClassVar[dict[str, tuple[str, ...]]] = {"text": ("text", "content", "document", "body")}
+    predicts: ClassVar[bool] = False
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("text",),)
 
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:

@@ -32,6 +32,7 @@ class MaskedLM(Task, name="masked_lm"):
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     columns: ClassVar[dict[str, tuple[str, ...]]] = {"text": ("text", "content", "document", "body")}
+    predicts: ClassVar[bool] = False
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("text",),)
     texts: ClassVar[tuple[str, ...]] = ("text",)
 
