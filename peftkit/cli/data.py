@@ -10,11 +10,11 @@ from peftkit.errors import ConfigError
 
 SECTIONS = ("task", "data", "model")
 CHECK_USAGE = "data check [--fix OUT_DIR] [--json FILE] [--only CHECK,..] [--skip CHECK,..]"
-CHECK_HELP = """
-Exit code: 0 if no finding is an error, 1 if one is, 2 for wrong settings or a source that is not there.
-Nothing is overwritten. --fix applies the remedies, but those marked (--only CHECK) only if --only names them.
-Checks that need a tokenizer run if --model is named.
-"""
+CHECK_HELP = (
+    "Exit code: 0 if no finding is an error, 1 if one is, 2 for wrong settings or a source that is not there."
+    " Nothing is overwritten: --fix writes the rows with the remedies applied, and fixes.json, into a new folder."
+    " A remedy marked (--only CHECK) is applied only if --only names its check."
+)
 
 
 def show(words: list[str]) -> int:
@@ -35,11 +35,7 @@ def show(words: list[str]) -> int:
 def check(words: list[str]) -> int:
     """Take the same settings as `peftkit train`, and what `CHECK_USAGE` says; 1 if there is an error among the findings."""
     if {"--help", "-h"} & set(words):
-        from peftkit.cli.help import show_settings
-        from peftkit.cli.screen import stdout
-
-        show_settings(chosen([]), only=SECTIONS, command=CHECK_USAGE)
-        stdout().print(CHECK_HELP, markup=False)
+        _show_check_help()
         return 0
     own, rest = _take(words, ("fix", "json", "only", "skip"))
     settings = read(rest)
@@ -50,6 +46,17 @@ def check(words: list[str]) -> int:
         from peftkit.flows.data_check import check as check_rows
     asked = Asked(_path(own, "fix"), _path(own, "json"), _names(own, "only"), _names(own, "skip"))
     return check_rows(settings, asked)
+
+
+def _show_check_help() -> None:
+    from peftkit.cli.help import first_sentence, show_settings, two_columns
+    from peftkit.cli.screen import stdout
+    from peftkit.data.doctor import CHECKS
+
+    show_settings(chosen([]), only=SECTIONS, command=CHECK_USAGE)
+    rows = [(name, first_sentence(CHECKS[name].find.__doc__) + " *" * CHECKS[name].model) for name in CHECKS]
+    two_columns(stdout(), "checks", "Those with a * read rows as the model does, and run if --model is named.", rows)
+    stdout().print(CHECK_HELP, markup=False)
 
 
 def _path(own: Mapping[str, str], name: str) -> Path | None:

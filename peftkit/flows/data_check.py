@@ -51,6 +51,8 @@ def check(run: Run, asked: Asked, console: Console | None = None) -> int:
         after, changes = mend(case, checks, asked.only)
         written = write_fixed(asked.fix, case, after, changes, run.data.limit)
         lines += [Text(), *(Text(line) for line in fixed(written, case, after, changes))]
+    elif any(finding.remedies for finding in findings):
+        lines.append(Text("--fix OUT_DIR writes new files with the remedies applied", style="dim"))
     console = console or Console(highlight=False)
     console.print(Text("\n").join(lines), soft_wrap=True)
     return int(any(finding.severity == "error" for finding in findings))
@@ -70,24 +72,30 @@ def reading(run: Run) -> Reading | None:
 
 def report(case: Case, findings: Sequence[Finding], skipped: Sequence[str]) -> list[Text]:
     """The rows of each source, each finding, and the count."""
-    lines = [Text(f"{one.split}: {one.name}, {len(one.raw)} rows, --task {one.task.name}") for one in case.sheets]
+    lines = [
+        Text(f"{one.split}: {one.name}, {counted(len(one.raw), 'row')}, --task {one.task.name}") for one in case.sheets
+    ]
     for finding in findings:
         lines += [Text(), *described(finding)]
     if skipped:
         lines += [Text(), Text(f"no --model was named, so these were not checked: {', '.join(skipped)}")]
     counts = Counter(finding.severity for finding in findings)
-    told = ", ".join(f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in SEVERITIES)
-    return [*lines, Text(), Text(told)]
+    return [*lines, Text(), Text(", ".join(counted(counts[name], name) for name in SEVERITIES))]
 
 
 def described(finding: Finding) -> list[Text]:
-    """`error  labels  train: reviews.csv line 7, 9 (2 in all)`, what it means, what to do."""
+    """`error  labels  train: reviews.csv, 2 lines: 7, 9`, what it means, what to do."""
     numbers = finding.numbers
     first = ", ".join(map(str, numbers[:FIRST])) + (" ..." if len(numbers) > FIRST else "")
-    place = f"{finding.sheet.split}: {finding.sheet.name}, {len(numbers)} in all, {finding.sheet.unit} {first}"
+    place = f"{finding.sheet.split}: {finding.sheet.name}, {counted(len(numbers), finding.sheet.unit)}: {first}"
     head = Text(f"{finding.severity:<8}", style=COLOURS[finding.severity]).append(finding.check, style="bold")
     lines = [head.append(f"  {place}", style="not bold default"), Text(f"        {finding.means}")]
     return [*lines, Text(f"        remedy: {finding.says}", style="dim")] if finding.says else lines
+
+
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def plain(case: Case, findings: Sequence[Finding], skipped: Sequence[str]) -> dict[str, Any]:
@@ -106,5 +114,5 @@ def fixed(written: Sequence[Path], before: Case, after: Case, changes: Sequence[
         for path, old, new in zip(written, before.sheets, after.sheets, strict=False)
     ]
     counts = Counter((one.remedy, one.check) for one in changes for _ in one.numbers)
-    lines += [f"  {remedy} ({check}): {count} rows" for (remedy, check), count in sorted(counts.items())]
+    lines += [f"  {remedy} ({check}): {counted(count, 'row')}" for (remedy, check), count in sorted(counts.items())]
     return [*lines, f"{written[-1]} says which rows"]

@@ -20,6 +20,8 @@ from peftkit.tracking.quiet import is_active, terminal
 FIRST_LINES = (1, 2, 5)
 """Plain output shows these steps, and then LINES more, evenly."""
 LINES = 20
+ENDS = ("low", "high")
+"""What the ends of a metric's interval are called behind its name."""
 WINDOW = 20
 """Speed and time left are those of so many last steps."""
 
@@ -82,6 +84,19 @@ class Console:
             table.add_column(name, justify="right" if name else "left", style="bold" if name == "after" else "")
         for name, value in numbers.items():
             table.add_row(name, *(_compared(before.get(name), value) if before else [short(value)]))
+        self._print(table)
+
+    def scores(self, numbers: dict[str, float], by: str | None = None) -> None:
+        """A line a metric, with its interval; beside the whole each value of the column `by`."""
+        groups = grouped(numbers, by)
+        table = Table(box=None, padding=(0, 2), show_header=by is not None)
+        for name in ("", *groups) if by else ("", ""):
+            table.add_column(Text(name), justify="right" if name or not by else "left")
+        table.columns[0].justify = "left"
+        metrics = dict.fromkeys(metric for own in groups.values() for metric in own)
+        for metric in metrics:
+            if metric.rpartition("/")[0] not in metrics or metric.rpartition("/")[2] not in ENDS:
+                table.add_row(Text(metric), *(_with_interval(own, metric) for own in groups.values()))
         self._print(table)
 
     def note(self, text: str) -> None:
@@ -201,6 +216,27 @@ def _grid(pairs: Iterable[tuple[str, str]]) -> Table:
     for name, value in pairs:
         grid.add_row(Text(name), Text(value))
     return grid
+
+
+def grouped(numbers: dict[str, float], by: str | None) -> dict[str, dict[str, float]]:
+    """`all` and each value of the column `by` -> its numbers.
+
+    >>> grouped({"f1": 0.5, "language=de/f1": 0.4}, "language")
+    {'all': {'f1': 0.5}, 'language=de': {'f1': 0.4}}
+    """
+    whole = {name: value for name, value in numbers.items() if by is None or not name.startswith(f"{by}=")}
+    groups = {"all": whole}
+    for name in numbers.keys() - whole.keys():
+        known = [metric for metric in whole if name.endswith(f"/{metric}")]
+        metric = max(known, key=len) if known else name.partition("/")[2]
+        groups.setdefault(name.removesuffix(f"/{metric}"), {})[metric] = numbers[name]
+    return dict(sorted(groups.items(), key=lambda pair: (pair[0] != "all", pair[0])))
+
+
+def _with_interval(numbers: dict[str, float], metric: str) -> str:
+    ends = [numbers.get(f"{metric}/{end}") for end in ENDS]
+    told = short(numbers.get(metric))
+    return told if None in ends else f"{told} ({' to '.join(map(short, ends))})"
 
 
 def _compared(before: float | None, after: float) -> list[str]:

@@ -48,6 +48,11 @@ class Teller:
             self._console.evaluation(split, step, numbers, self._before.get(split))
             self._before.setdefault(split, numbers)
 
+    def scores(self, numbers: dict[str, float], by: str | None = None) -> None:
+        """Numbers that are compared with none."""
+        if self._console:
+            self._console.scores(numbers, by)
+
     def note(self, text: str) -> None:
         if self._console:
             self._console.note(text)

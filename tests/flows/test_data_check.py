@@ -43,8 +43,8 @@ def test_places_are_printed_and_contents_are_not(run, tmp_path):
     code, text = run([*lines(GOOD[1]), "", '{"text": "' + CONTENT, json.dumps({"text": CONTENT, "label": "A"})],
                      "--json", str(tmp_path / "found.json"))  # fmt: skip
     assert code == 1
-    assert "error   broken  train: a.jsonl, 1 in all, line 9\n" in text
-    assert "warning duplicates  train: a.jsonl, 1 in all, line 7\n" in text
+    assert "error   broken  train: a.jsonl, 1 line: 9\n" in text
+    assert "warning duplicates  train: a.jsonl, 1 line: 7\n" in text
     assert "'A' for 'a'" in text
     assert CONTENT not in text + (tmp_path / "found.json").read_text()
 
@@ -82,5 +82,5 @@ def test_the_limit_is_respected(run):
 def test_a_named_model_is_asked_too(run, tmp_path):
     model = save_tiny(tmp_path / "bert", "bert", num_labels=2)
     code, text = run(lines({"text": "long " * 200, "label": "a"}), "--model", str(model), "--data.max_length", "64")
-    assert (code, "note    truncated  train: a.jsonl, 1 in all, line 7\n" in text) == (0, True)
+    assert (code, "note    truncated  train: a.jsonl, 1 line: 7\n" in text) == (0, True)
     assert "no --model was named" not in text

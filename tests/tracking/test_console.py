@@ -103,3 +103,20 @@ def test_short(value, text):
 
 def test_clock():
     assert [clock(seconds) for seconds in (0, 59.6, 75, 3700)] == ["0:00", "1:00", "1:15", "1:01:40"]
+
+
+def test_scores_are_a_line_a_metric_with_groups_and_intervals(capsys):
+    numbers = {
+        "f1": 0.5,
+        "f1/macro": 0.25,
+        "by=a/b/f1": 0.125,
+        "by=a/b/f1/macro": 1.0,
+        "f1/low": 0.375,
+        "f1/high": 0.75,
+    }
+    Console(plain=True).scores(numbers, "by")
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["all", "by=a/b"],
+        ["f1", "0.5000", "(0.3750", "to", "0.7500)", "0.1250"],
+        ["f1/macro", "0.2500", "1.000"],
+    ]

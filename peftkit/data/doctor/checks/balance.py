@@ -17,7 +17,7 @@ RATIO = 10
 
 @check("balance")
 def balance(case: Case) -> Iterator[Finding]:
-    """The rows whose label is rare; with counts by label."""
+    """Rare labels; with counts by label."""
     for sheet in case.of(TRAIN):
         column = next((name for name in ("label", "labels") if name in sheet.columns), None)
         if column is None or are_numbers(row.get(column) for row in sheet.rows):

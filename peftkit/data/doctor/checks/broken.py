@@ -38,7 +38,7 @@ def encoding(case: Case) -> Iterator[Finding]:
 
 @check("columns")
 def columns(case: Case) -> Iterator[Finding]:
-    """Sources that lack a column."""
+    """Sources that lack a column which the task reads."""
     for sheet in case.sheets:
         if sheet.lacking:
             advice = "name it with --data.columns, or choose another --task"

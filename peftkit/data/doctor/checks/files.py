@@ -14,7 +14,7 @@ from peftkit.data.doctor.sheet import Case, Sheet
 
 @check("files", "drop")
 def files(case: Case) -> Iterator[Finding]:
-    """Paths in the columns `image` and `audio`."""
+    """Images and sounds that are not there or empty."""
     for sheet in case.sheets:
         for column in FILES:
             if column in sheet.columns:

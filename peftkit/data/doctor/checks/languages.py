@@ -25,7 +25,7 @@ DOMINATES = 0.9
 
 @check("languages", "drop")
 def languages(case: Case) -> Iterator[Finding]:
-    """By column (a translation has two languages): rows of other languages than the one that dominates, or the mixture."""
+    """Rows in another language than most, by column; or how the languages are mixed."""
     for sheet in case.sheets:
         found = case.each("languages", sheet, lambda row: {name: language(text) for name, text in texts(row).items()})
         for column in dict.fromkeys(name for row in found for name in row):

@@ -25,7 +25,7 @@ CAUSES = {
 
 @check("roles", "drop")
 def roles(case: Case) -> Iterator[Finding]:
-    """By cause: what is wrong with the turns."""
+    """Conversations whose turns are out of order, or whose roles are unknown; by cause."""
     for sheet in case.sheets:
         for column in COLUMNS:
             if column in sheet.columns:

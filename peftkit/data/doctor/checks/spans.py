@@ -17,7 +17,7 @@ COLUMNS = {"context", "question", "answers"}
 
 @check("spans", "fill", "drop")
 def spans(case: Case) -> Iterator[Finding]:
-    """`context[start : start + len(text)]` must be the text."""
+    """Answers that do not stand in the context where the row says."""
     for sheet in _sheets(case):
         wrong = [at for at, row in enumerate(sheet.rows) if _read(row) and not _stands(row)]
         mended = {at: new for at in wrong if (new := _moved(sheet.rows[at]))}

@@ -17,7 +17,10 @@ NAMES = {"iob1": "IOB1", "iob2": "IOB2", "iobes": "IOBES", "bilou": "BILOU"}
 
 @check("tags", "fill")
 def tags(case: Case) -> Iterator[Finding]:
-    """A sequence is valid exactly if reading its entities and writing them again gives the same tags."""
+    """Tags that their scheme does not allow.
+
+    A sequence is valid exactly if reading its entities and writing them again gives the same tags.
+    """
     for sheet in case.sheets:
         if "tags" not in sheet.columns:
             continue

@@ -27,7 +27,7 @@ FILES = ("image", "audio")
 
 @check("types", "fill", "drop")
 def types(case: Case) -> Iterator[Finding]:
-    """By column: values that are not of its kind. A number in a column of texts is filled in as text."""
+    """Values that are not of their column's kind. A number in a column of texts is filled in as text."""
     for sheet in case.sheets:
         for column in sheet.columns:
             if column not in FILES:
@@ -36,7 +36,7 @@ def types(case: Case) -> Iterator[Finding]:
 
 @check("unequal_lists", "drop")
 def unequal_lists(case: Case) -> Iterator[Finding]:
-    """Words and tags must be as many."""
+    """Rows with more words than tags, or fewer."""
     for sheet in case.sheets:
         if {"tokens", "tags"} <= set(sheet.columns):
             rows = [at for at, row in enumerate(sheet.rows) if _unequal(row.get("tokens"), row.get("tags"))]
