@@ -169,7 +169,7 @@ def reading_of(model: nn.Module, run: Run, source: str) -> Reading:
         dtype=str(plain.config.dtype or next(plain.parameters()).dtype).removeprefix("torch."),
         strategy=run.strategy.model_dump(mode="json"),
         unquantised=tuple(unquantised_layers(model)) if "quant_type" in type(run.strategy).model_fields else (),
-        labels=dict(plain.config.id2label) if "id2label" in run.task.model_options() else {},
+        labels=dict(plain.config.id2label) if "num_labels" in run.task.model_options() else {},
         padding=getattr(plain.config.get_text_config(), "pad_token_id", None),
         vocabulary=len(plain.get_input_embeddings().weight) if run.model.add_tokens else None,
     )
