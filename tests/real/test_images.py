@@ -49,3 +49,4 @@ def test_it_beats_the_majority(train: Train, efficientnet: str, tmp_path: Path) 
         for model in (DummyClassifier(), LogisticRegression(max_iter=1000))
     )
     print(f"accuracy {after:.3f}; before {before:.3f}, majority {majority:.3f}, pixels {pixels:.3f}")
+    assert after > majority + 0.6

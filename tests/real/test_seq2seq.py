@@ -1,19 +1,20 @@
 """What does this Python function do? An encoder-decoder of two MiniLMs, whose decoder has yet to learn to write.
 
-There is no seq2seq model among the packages, so what is held against each other is what a start from taught weights is
-worth: against the same model with random weights, and against how often each word stands in the training targets.
+There is no seq2seq model among the packages, and in 25 steps this one learns which words are usual, and some of their
+order, not to summarise: no text of it is held against a baseline, but the loss of a token. (Of the likeliest tokens it
+has 0.29 right; the most frequent token at each place has 0.21, after each token 0.32.)
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, EncoderDecoderConfig, EncoderDecoderModel
+from transformers import AutoTokenizer, EncoderDecoderModel
 
 from peftkit.data.demo import INSTRUCTION, tables
 from tests.real.conftest import Train
@@ -21,58 +22,21 @@ from tests.real.scores import before_and_after
 from tests.real.texts import Row, written
 
 pytestmark = pytest.mark.real
+LONGEST = 24
+"""Tokens of a docstring's first line."""
 
 
-@pytest.fixture(scope="module")
-def rows() -> tuple[list[Row], list[Row]]:
-    return tuple([pair(row) for row in tables()[split].rows] for split in ("train", "validation"))
+def pairs(split: str) -> list[Row]:
+    rows = tables()[split].rows
+    codes = [row["prompt"].removeprefix(INSTRUCTION).removeprefix("```python\n") for row in rows]
+    return [{"source": code, "target": row["response"]} for code, row in zip(codes, rows, strict=True)]
 
 
-def pair(row: Row) -> Row:
-    code = row["prompt"].removeprefix(INSTRUCTION).removeprefix("```python\n")
-    return {"source": code, "target": row["response"]}
-
-
-def taught(minilm: str) -> EncoderDecoderModel:
-    return EncoderDecoderModel.from_encoder_decoder_pretrained(minilm, minilm)
-
-
-def random(minilm: str) -> EncoderDecoderModel:
-    config = AutoConfig.from_pretrained(minilm)
-    return EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(config, config))
-
-
-@pytest.fixture(scope="module")
-def loss(
-    train: Train, minilm: str, rows: tuple[list[Row], list[Row]], tmp_path_factory: pytest.TempPathFactory
-) -> object:
-    """The loss of a token after a training, by how the model was made."""
-
-    def of(made: Callable[[str], EncoderDecoderModel]) -> float:
-        folder = tmp_path_factory.mktemp("seq2seq")
-        run = train(
-            model=saved(made, minilm, folder / "model"),
-            task={"name": "seq2seq", "max_target_length": 24},
-            strategy="full",
-            data={
-                "train": written(folder / "train.jsonl", rows[0]),
-                "validation": written(folder / "validation.jsonl", rows[1]),
-                "max_length": 32,
-            },
-            batch={"total": 16, "micro": 16},
-            epochs=1,
-            optim={"name": "adamw", "lr": 5e-4},
-            eval={"batch": 32, "before": False},
-        )
-        return before_and_after(run, "loss")[1]
-
-    return of
-
-
-def saved(made: Callable[[str], EncoderDecoderModel], minilm: str, folder: Path) -> str:
+def two_of(minilm: str, folder: Path) -> str:
+    """MiniLM reads and MiniLM writes; what the second sees of the first is new. Its first and last token are BERT's."""
     torch.manual_seed(1)
-    model, tokenizer = made(minilm), AutoTokenizer.from_pretrained(minilm)
-    # MiniLM's tokens for the beginning and the end of a text begin and end what is written, too.
+    model = EncoderDecoderModel.from_encoder_decoder_pretrained(minilm, minilm)
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
     for config in (model.config, model.generation_config):
         config.decoder_start_token_id, config.eos_token_id = tokenizer.cls_token_id, tokenizer.sep_token_id
         config.pad_token_id = tokenizer.pad_token_id
@@ -81,17 +45,38 @@ def saved(made: Callable[[str], EncoderDecoderModel], minilm: str, folder: Path)
     return str(folder)
 
 
-def by_frequency(minilm: str, rows: tuple[list[Row], list[Row]]) -> float:
-    """The loss of a token if each is said as often as it stands in the training targets (and once more)."""
-    tokenizer = AutoTokenizer.from_pretrained(minilm)
-    learnt, asked = ([token for row in split for token in tokenizer(row["target"])["input_ids"]] for split in rows)
-    counts = Counter(learnt)
-    whole = len(learnt) + tokenizer.vocab_size
-    return -sum(math.log((counts[token] + 1) / whole) for token in asked) / len(asked)
+def by_frequency(tokenizer: Any, learnt: list[Row], asked: list[Row]) -> float:
+    """The loss of a token if each is as likely as it is frequent in the training targets, smoothed as suits it best."""
+    words = {"truncation": True, "max_length": LONGEST}
+    counts, tokens = (
+        [token for row in rows for token in tokenizer(row["target"], **words)["input_ids"]] for rows in (learnt, asked)
+    )
+    seen = Counter(counts)
+
+    def loss(more: float) -> float:
+        whole = len(counts) + more * tokenizer.vocab_size
+        return -sum(math.log((seen[token] + more) / whole) for token in tokens) / len(tokens)
+
+    return min(loss(10**-power) for power in (0, 0.5, 1, 1.5, 2, 3))
 
 
-def test_taught_weights_are_worth_something(
-    loss: Callable[..., float], minilm: str, rows: tuple[list[Row], list[Row]]
-) -> None:
-    warm, cold, frequent = loss(taught), loss(random), by_frequency(minilm, rows)
-    print(f"loss {warm:.3f}; before random weights {cold:.3f}, frequency {frequent:.3f}")
+def test_it_learns_more_than_which_words_are_frequent(train: Train, minilm: str, tmp_path: Path) -> None:
+    learnt, asked = pairs("train"), pairs("validation")
+    run = train(
+        model=two_of(minilm, tmp_path / "model"),
+        task={"name": "seq2seq", "max_target_length": LONGEST},
+        strategy="full",
+        data={
+            "train": written(tmp_path / "train.jsonl", learnt),
+            "validation": written(tmp_path / "validation.jsonl", asked),
+            "max_length": 32,
+        },
+        batch={"total": 16, "micro": 16},
+        epochs=1,
+        optim={"name": "adamw", "lr": 5e-4},
+        eval={"batch": 32},
+    )
+    before, after = before_and_after(run, "loss")
+    frequency = by_frequency(AutoTokenizer.from_pretrained(minilm), learnt, asked)
+    print(f"loss {after:.3f}; before {before:.3f}, frequency {frequency:.3f}")
+    assert after < frequency - 0.4
