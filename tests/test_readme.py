@@ -15,6 +15,7 @@ from peftkit.cli.choices import families
 from peftkit.cli.help import first_sentence
 from peftkit.config.flags import flags
 from peftkit.config.run import Run
+from peftkit.tasks import Task
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -39,6 +40,9 @@ def test_its_flags_are_settings() -> None:
     known = {"--" + ".".join(flag.path) for flag in flags(Run, {})}
     known |= {f"--{name}" for name in Run.model_fields} | {"--data.train", "--batch.total"}
     known |= {"--help", "--dry-run", "--config", "--to", "--num_accelerators", "--nproc-per-node", "--strategy.rank"}
+    for name in Task.registry:
+        known |= {"--" + ".".join(flag.path) for flag in flags(Run, {("task",): Task.registry[name]})}
+    known |= {"--fix", "--json", "--by", "--bootstrap", "--metrics"}  # of data check and eval
     known |= {"--optm.lr"}  # misspelt, to show what happens
     assert not set(re.findall(r"--[a-z][\w.-]*", README.read_text())) - known
 
