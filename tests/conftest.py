@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The first example imports what the oracle needs, which takes longer than the 200 ms that it may.
+settings.register_profile("peftkit", deadline=None)
+settings.load_profile("peftkit")
 
 # Before torch is imported: two threads that spin on a shared core are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

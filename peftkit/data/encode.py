@@ -65,11 +65,15 @@ class Encoder:
         return self.sources.names.index(name) if name in self.sources.tasks else 0
 
     def was_cut(self, windows: Sequence[Features], row: Row) -> bool:
-        """Whether the row had more to say: only one that fills `max_length` can have, and it is asked again with one more."""
-        if len(windows) > 1 or length(windows[0]) < self.max_length:
+        """Whether the row had more to say: one that fills `max_length` is asked again with one more, of others the task knows."""
+        if len(windows) > 1:
             return False
-        longer = self.task_of(row).windows(row, self.processor, self.max_length + 1, self.stride)
-        return length(longer[0]) > length(windows[0])
+        task = self.task_of(row)
+        if length(windows[0]) >= self.max_length:
+            longer = task.windows(row, self.processor, self.max_length + 1, self.stride)
+            if length(longer[0]) > length(windows[0]):
+                return True
+        return task.loses(row, windows[0], self.processor, self.max_length)
 
 
 @dataclass
@@ -84,7 +88,7 @@ class Encoded:
 
 def encode(table: Table, encoder: Encoder, folder: Path, workers: int | None = None) -> SplitReport:
     """Write every usable row's features into the new `folder`; DataError for labels that are none, and if no row is usable."""
-    count = _Count(table)
+    count = _Count(table, is_text=encoder.task.reads == "text")
     with Writer(folder) as writer:
         for chunk in encoded(table.rows, encoder, workers):
             count.cut += chunk.cut
@@ -103,6 +107,8 @@ class _Count:
     """What became of the rows so far."""
 
     table: Table
+    is_text: bool = True
+    """Images and sounds have no tokens to count."""
     rows: int = 0
     kept: int = 0
     windows: int = 0
@@ -118,7 +124,7 @@ class _Count:
         if problem is None:
             self.kept += 1
             self.windows += len(windows)
-            self.tokens += sum(map(length, windows))
+            self.tokens += sum(map(length, windows)) if self.is_text else 0
             self.targets += sum(map(count_targets, windows))
         else:
             reasons = self.wrong if isinstance(problem, LabelError) else self.dropped

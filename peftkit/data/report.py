@@ -36,6 +36,7 @@ class SplitReport:
     kept: int
     cut: int
     tokens: int
+    """0 where the rows are no text."""
     targets: int
     dropped: list[Dropped] = field(default_factory=list)
     windows: int = 0
@@ -46,7 +47,8 @@ class SplitReport:
     def lines(self, max_length: int) -> list[str]:
         """What a user should know, the count first."""
         windows = f" in {self.windows:,} windows" if self.windows > self.kept else ""
-        lines = [f"{self.kept:,} rows{windows}, {self.tokens:,} tokens, {self.targets:,} targets from {self.source}"]
+        tokens = f"{self.tokens:,} tokens, " if self.tokens else ""
+        lines = [f"{self.kept:,} rows{windows}, {tokens}{self.targets:,} targets from {self.source}"]
         if self.copies:
             lines.append(f"{self.copies:,} of the {self.rows:,} rows read are changed copies (--data.augment)")
         if self.cut:

@@ -26,7 +26,7 @@ def show(run: Run, rows: int, console: Console | None = None) -> None:
     console.print(legend(console.is_terminal))
     for number in range(min(rows, len(prepared.train))):
         features = prepared.train[number]
-        console.print(Rule(heading(number, features), align="left", characters="-"))
+        console.print(Rule(heading(number, features, prepared.task.reads == "text"), align="left", characters="-"))
         console.print(marked(prepared.task.pieces(features, processor), console.is_terminal), soft_wrap=True)
     console.print(Rule(characters="-"))
     console.print(Text("\n".join(summary(prepared))), soft_wrap=True)
@@ -48,9 +48,10 @@ def marked(pieces: Sequence[tuple[str, bool]], colour: bool) -> Text:
     return text
 
 
-def heading(number: int, features: Features) -> str:
-    """`row 1: 212 tokens, 31 targets`."""
-    return f"row {number + 1}: {length(features)} tokens, {count_targets(features)} targets"
+def heading(number: int, features: Features, is_text: bool) -> str:
+    """`row 1: 212 tokens, 31 targets`; images and sounds have no tokens."""
+    tokens = f"{length(features)} tokens, " if is_text else ""
+    return f"row {number + 1}: {tokens}{count_targets(features)} targets"
 
 
 def summary(prepared: Prepared) -> list[str]:

@@ -101,6 +101,10 @@ class Task(Choice, kind="task", default="chat"):
         """All features of a row, at least one: windows that share `stride` positions, where the task reads long rows so."""
         return [self.encode(row, processor, max_length)]
 
+    def loses(self, row: Row, features: Features, processor: Any, max_length: int) -> bool:
+        """Whether the row had more to say though its features are shorter than `max_length`: turns, the end of a target."""
+        return False
+
     def vary(self, features: Features, processor: Any, draw: Random) -> Features:
         """What is drawn anew each time that a row is seen: masks, flips. `draw` is seeded by the row and the epoch."""
         return features

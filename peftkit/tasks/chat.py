@@ -31,6 +31,7 @@ class Chat(NextToken, name="chat"):
         "system": ("system", "system_prompt"),
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "response"))
+    given: ClassVar[tuple[str, ...]] = ("response",)
 
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:
         if not processor.chat_template:
@@ -47,6 +48,12 @@ class Chat(NextToken, name="chat"):
         if all(label == IGNORED for label in labels):
             raise RowError(f"no target: no answer begins within the first {max_length} tokens")
         return {"input_ids": ids, "labels": labels}
+
+    def loses(self, row: Row, features: Features, processor: Any, max_length: int) -> bool:
+        """Whether whole turns are left out."""
+        return (
+            processor.truncation_side == "left" and len(whole(messages_of(row), processor, max_length)[0]) > max_length
+        )
 
     def unlabelled(self, row: Row) -> Row:
         """With a last answer that only marks where the model's own begins; an answer that is there is written anew."""

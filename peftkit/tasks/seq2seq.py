@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from peftkit.errors import ConfigError
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
 from peftkit.tasks.causal_lm import ended
-from peftkit.tasks.next_token import stack, summed_loss, token_record
+from peftkit.tasks.losses import summed
+from peftkit.tasks.next_token import stack, token_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,8 @@ class Seq2Seq(Task, name="seq2seq"):
     """Language of the target, likewise."""
     max_target_length: PositiveInt = 128
     """Longest target in tokens (also bounded by the model's own limit); what is longer loses its end."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    """This share of a target token's weight goes to all tokens alike; 0.1 is usual."""
     decoder_start: int | Literal["last"] | None = None
     """Token that the decoder starts with, or the target's last one; left out: the model's own."""
 
@@ -88,6 +91,13 @@ class Seq2Seq(Task, name="seq2seq"):
             features["decoder_input_ids"] = [start, *labels[:-1]]
         return features
 
+    def loses(self, row: Row, features: Features, processor: Any, max_length: int) -> bool:
+        """Whether the target has lost its end."""
+        if len(features["labels"]) < self.max_target_length:
+            return False
+        more = self.model_copy(update={"max_target_length": self.max_target_length + 1})
+        return len(more.target_ids(self.references_of(row)[0], processor)) > self.max_target_length
+
     def source_of(self, row: Row) -> str:
         """What the encoder reads."""
         found = self._in(row, self.source_lang) if row.get("translation") is not None else row.get("source")
@@ -126,8 +136,7 @@ class Seq2Seq(Task, name="seq2seq"):
         return int((batch["labels"] != IGNORED).sum())
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        keep = batch["labels"] != IGNORED
-        return summed_loss(outputs.logits[keep], batch["labels"][keep])
+        return summed(outputs.logits, batch["labels"], self.label_smoothing)
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
         rows = zip(outputs.logits.detach(), batch["labels"], strict=True)

@@ -11,6 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from peftkit.errors import ConfigError
 from peftkit.tasks import sounds
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
+from peftkit.tasks.classification import UNKNOWN
 from peftkit.tasks.next_token import summed_loss, token_record
 
 if TYPE_CHECKING:
@@ -84,16 +85,14 @@ class SpeechRecognition(Task, name="speech_recognition"):
         return sounds.masking(self.time_mask)
 
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:
-        text = row.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise RowError(f"'text' is no text but {type(text).__name__}" if text else "no 'text'")
+        text = said_in(row)
         rate = sounds.extractor(processor).sampling_rate
         if sounds.duration(row, rate) > self.seconds:
             raise RowError(f"its sound is longer than --task.seconds {self.seconds:g}")
         wave = sounds.samples(row, processor, self.seconds)
         if self.writes == "ctc":
-            return {"audio": wave, "labels": self._spelt(text, processor, len(wave))}
-        prefix, ids = self.prefix(processor), self._written(text, processor)
+            return {"audio": wave, "labels": [] if text is None else self._spelt(text, processor, len(wave))}
+        prefix, ids = self.prefix(processor), [IGNORED] if text is None else self._written(text, processor)
         if len(prefix) + len(ids) > max_length:
             raise RowError(f"its text is longer than the {max_length} tokens that the model writes at once")
         labels = [IGNORED] * (len(prefix) - 1) + ids
@@ -159,7 +158,10 @@ class SpeechRecognition(Task, name="speech_recognition"):
         elif "generated_ids" in record:
             ids = record["generated_ids"][len(self.prefix(processor)) - 1 :]
             record["generated"] = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        return {**record, "reference": row.get("text")}
+        return {**record, "reference": said_in(row)}
+
+    def unlabelled(self, row: Row) -> Row:
+        return {**row, "text": UNKNOWN}
 
     def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:
         tokenizer = tokenizer_of(processor)
@@ -233,6 +235,16 @@ class SpeechRecognition(Task, name="speech_recognition"):
         return value
 
 
+def said_in(row: Row) -> str | None:
+    """The row's text; None if it is to be written. RowError if it is missing."""
+    text = row.get("text")
+    if text is UNKNOWN:
+        return None
+    if not isinstance(text, str) or not text.strip():
+        raise RowError(f"'text' is no text but {type(text).__name__}" if text else "no 'text'")
+    return text
+
+
 def spells(config: Any) -> bool:
     """Whether transformers has a CTC model of this kind, and none that writes."""
     from transformers import MODEL_FOR_CTC_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
@@ -279,4 +291,4 @@ def _padded(rows: Sequence[Any], fill: int) -> Tensor:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    return pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=fill)
+    return pad_sequence([torch.as_tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=fill)

@@ -16,7 +16,7 @@ from peftkit.data.fingerprint import key
 from peftkit.data.prepare import prepare
 from peftkit.data.sources import Table
 from peftkit.errors import DataError
-from peftkit.tasks import CausalLM, SequenceClassification
+from peftkit.tasks import CausalLM, Chat, Seq2Seq, SequenceClassification
 from tests.tiny import tokenizer
 
 LABELS = ["a"] * 30 + ["b"] * 10
@@ -213,6 +213,21 @@ def test_the_end_that_is_cut_is_the_one_that_was_asked_for(side, kept):
     (done,) = encoded([{"text": "0 1 2 3 4 5 6 7 8 9", "label": "a"}], encoder, 1)
     assert tokenizer().decode(done.windows[0][0]["input_ids"]).strip() == kept
     assert done.cut == 1
+
+
+def test_a_target_that_lost_its_end_and_a_chat_that_lost_turns_are_cut():
+    ended = len(tokenizer()("a longer line")["input_ids"]) + 1
+    for longest, cut in ((ended, 0), (ended - 1, 1)):
+        writes = Encoder(Seq2Seq(max_target_length=longest, decoder_start=0), tokenizer(), 64)
+        (done,) = encoded([{"source": "a", "target": "a longer line"}], writes, 1)
+        assert (len(done.windows[0][0]["labels"]), done.cut) == (longest, cut)
+    turns = [{"role": role, "content": "and so on"} for role in ("user", "assistant") * 3]
+    (whole,) = encoded([{"messages": turns}], Encoder(Chat(), tokenizer(), 128, truncate="left"), 1)
+    size = len(whole.windows[0][0]["input_ids"])
+    for max_length, cut in ((size, 0), (size - 1, 1)):
+        (done,) = encoded([{"messages": turns}], Encoder(Chat(), tokenizer(), max_length, truncate="left"), 1)
+        assert done.cut == cut
+    assert len(done.windows[0][0]["input_ids"]) < size - 1, "a whole turn is lost"
 
 
 def test_several_processes_encode_what_one_does():

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from peftkit.config.run import Run
 from peftkit.flows.data_show import marked, show
-from tests.tiny import save_tiny
+from tests.tiny import save_image, save_tiny
 
 CHAT = {"messages": [{"role": "user", "content": "Hi [b]"}, {"role": "assistant", "content": "Ho"}]}
 
@@ -48,6 +48,14 @@ def test_targets_are_green_on_a_terminal(shown):
 def test_a_label_is_shown_behind_its_text(shown):
     text = shown("sequence_classification", "bert", [{"text": "good", "label": "yes"}, {"text": "bad", "label": "no"}])
     assert "good -> «yes»" in text
+
+
+def test_images_and_sounds_have_no_tokens(shown, tmp_path):
+    images = [{"image": save_image(tmp_path / f"{n}.png", n), "label": "ab"[n]} for n in range(2)]
+    text = shown("image_classification", "vit", images)
+    assert "row 2: 1 targets" in text
+    assert "train: 2 rows, 2 targets from a.jsonl" in text
+    assert "tokens" not in text
 
 
 def test_text_that_looks_like_markup_is_shown_as_it_is():

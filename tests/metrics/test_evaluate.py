@@ -50,7 +50,15 @@ def script(folder: Path, name: str, features: str, body: str) -> str:
     return str(path)
 
 
-def test_words_are_read():
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """Scripts where the command is given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_metric.py").touch()
+    (tmp_path / "metrics" / "mine").mkdir(parents=True)
+
+
+def test_words_are_read(beside):
     run = read(["--task", "chat", "--eval.metrics", "hub:squad", "f1", "./my_metric.py", "metrics/mine"])
     paths = [getattr(metric, "path", metric.name) for metric in run.eval.metrics]
     assert paths == ["hub:squad", "f1", "./my_metric.py", "metrics/mine"]
@@ -58,11 +66,16 @@ def test_words_are_read():
     assert read(["--task", "chat", "--eval.metrics", "hub:squad"]).eval.metrics == [Evaluate(path="hub:squad")]
 
 
-def test_it_is_written_and_read_again(tmp_path):
+def test_it_is_written_and_read_again(tmp_path, beside):
     run = read(["--task", "chat", "--eval.metrics", "hub:squad", "./my_metric.py"])
     file = tmp_path / "config.yaml"
     file.write_text(write(run))
     assert load(file) == run
+
+
+def test_a_script_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"--eval\.metrics \./my_metric\.py: no such file"):
+        read(["--task", "chat", "--eval.metrics", "./my_metric.py"])
 
 
 def test_a_misspelt_name_is_still_one():

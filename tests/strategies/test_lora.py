@@ -150,7 +150,8 @@ def test_the_meta_device_shows_the_same_parameters(family: str, settings: dict[s
     with torch.device("meta"):
         empty = tiny(family)
     plan, real = (strategy.adapt(model, head_of(model)) for model in (empty, tiny(family)))
-    assert {p.device.type for p in plan.parameters()} == {"meta"}
+    # wav2vec2 makes its mask's embedding by torch.Tensor(..), which no device context reaches.
+    assert {p.device.type for n, p in plan.named_parameters() if "masked_spec_embed" not in n} == {"meta"}
     assert [(n, p.shape, p.requires_grad) for n, p in plan.named_parameters()] == [
         (n, p.shape, p.requires_grad) for n, p in real.named_parameters()
     ]

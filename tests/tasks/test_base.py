@@ -5,11 +5,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from transformers import AutoConfig
 
-from peftkit.config.sections import Data, Eval
+from peftkit.config.sections import Data, Eval, Model
 from peftkit.metrics import Metric
+from peftkit.models.processor import load_processor
 from peftkit.tasks import Task
 from peftkit.tasks.base import EMBEDDED
+from tests.cases import CASES
+from tests.tiny import save_tiny
 
 EVERY = [Task.model_validate(name) for name in Task.registry]
 
@@ -35,3 +39,15 @@ def test_without_rows_there_are_the_embedded_ones_for_tasks_that_read_them(task)
     reads_them = any(set(needed) <= set(EMBEDDED) for needed in task.needs)
     assert bool(problems) != reads_them
     assert all("--data.train" in problem and task.name in problem for problem in problems)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_learnt_need_not_stand_in_a_row_to_be_predicted(case, tmp_path):
+    what = CASES[case]
+    source = str(save_tiny(tmp_path / "base", what.families[0], **what.model))
+    rows = what.rows(tmp_path)
+    task = Task.model_validate({"name": case, **what.settings}).bind(AutoConfig.from_pretrained(source)).fit(rows)
+    processor = load_processor(Model(path=source), source, task.reads)
+    for row in rows[:3]:
+        blind = task.unlabelled({name: value for name, value in row.items() if name not in task.given})
+        assert task.windows(blind, processor, 128, None)

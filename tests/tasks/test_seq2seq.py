@@ -14,6 +14,7 @@ from transformers import (
     MBartConfig,
     MBartForConditionalGeneration,
 )
+from transformers.trainer_pt_utils import LabelSmoother
 
 from peftkit.errors import ConfigError
 from peftkit.tasks import Seq2Seq
@@ -146,6 +147,19 @@ def test_a_judged_row_has_source_reference_and_text() -> None:
     }
     assert task.judge({"source": "x", "target": ["a", "b"]}, [record], words)["reference"] == ["a", "b"]
     assert task.judge({"source": "x"}, [record], words)["reference"] is None
+
+
+def test_smoothing_spreads_a_share_of_each_target_over_all_tokens() -> None:
+    model, words = tiny("t5").eval(), tokenizer()
+    plain, smooth = (Seq2Seq(label_smoothing=share).bind(model.config) for share in (0, 0.1))
+    batch = plain.collate([plain.encode(row, words, 64) for row in ROWS], words)
+    outputs = model(**plain.inputs(batch))
+    flat = outputs.logits.flatten(0, 1), batch["labels"].flatten()
+    expected = torch.nn.functional.cross_entropy(*flat, label_smoothing=0.1, reduction="sum")
+    assert_close(smooth.loss(outputs, batch), expected)
+    theirs = LabelSmoother(0.1)({"logits": outputs.logits}, batch["labels"])
+    assert_close(smooth.loss(outputs, batch) / smooth.targets(batch), theirs)
+    assert smooth.score(outputs, batch) == plain.score(outputs, batch)
 
 
 def test_a_blank_batch_has_no_targets_and_a_gradient_of_zero() -> None:

@@ -131,6 +131,27 @@ def test_what_ctc_hears_is_the_likeliest_path_without_repetition_and_silence(bas
     assert task.judge({"text": "all a"}, [record], base.processor)["generated"] == "all a"
 
 
+@pytest.mark.parametrize("kind", ["whisper", "wav2vec2"])
+def test_a_sound_without_a_text_is_written_down_as_with_one(kind, bases, rows):
+    task, base, features = loaded(bases[kind], rows)
+    blind = [task.encode(task.unlabelled({"audio": row["audio"]}), base.processor, 128) for row in rows]
+    written = []
+    for made in (features, blind):
+        batch = task.collate(made, base.processor)
+        outputs = base.model.eval()(**task.inputs(batch))
+        records = task.score(outputs, batch)
+        asked = task.prompts(batch, base.processor)
+        if asked:
+            ids = base.model.generate(**asked, max_new_tokens=6, do_sample=False)
+            records = [{**record, "generated_ids": row.tolist()} for record, row in zip(records, ids, strict=True)]
+        at_once = zip([task.unlabelled(row) for row in rows], records, strict=True)
+        written.append([task.judge(row, [record], base.processor)["generated"] for row, record in at_once])
+    assert written[0] == written[1]
+    assert task.targets(batch) == 0
+    assert [(record["loss"], record["targets"]) for record in records] == [(0.0, 0)] * len(rows)
+    assert task.judge(task.unlabelled(rows[0]), records[:1], base.processor)["reference"] is None
+
+
 def test_frames_are_counted_as_the_model_counts_them():
     for kernels, strides in (([10, 3], [5, 4]), ([10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2])):
         settings = config(
