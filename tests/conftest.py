@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.launch import torchrun
 
 # The first example imports what the oracle needs, which takes longer than the 200 ms that it may.
 settings.register_profile("peftkit", deadline=None)
@@ -25,3 +29,34 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTKIT_CACHE", str(folder))
         yield
+
+
+@dataclass(frozen=True)
+class Together:
+    """What the two processes found, and where."""
+
+    out: Path
+    said: list[dict[str, str]]
+    output: str
+
+    def wrong(self, module: str, check: str) -> str:
+        """The tracebacks of a check; nothing if it went well on both."""
+        name = f"{module} {check}"
+        if len(self.said) < 2 or any(name not in mine for mine in self.said):
+            return f"it was not reached:\n{self.output[-4000:]}"
+        return "\n".join(f"process {number}: {mine[name]}" for number, mine in enumerate(self.said) if mine[name])
+
+    def folder(self, module: str, check: str) -> Path:
+        """Where the check wrote."""
+        return self.out / module / check
+
+
+@pytest.fixture(scope="session")
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """One launch on two processes for the CHECKS of all modules that are asked for."""
+    asking = [item for item in request.session.items if "together" in getattr(item, "fixturenames", ())]
+    names = sorted({item.module.__name__ for item in asking})  # type: ignore[attr-defined]
+    out = tmp_path_factory.mktemp("together")
+    done = torchrun(2, Path(__file__).parent / "engine" / "together.py", out, *names, timeout=800)
+    said = [json.loads(file.read_text()) for file in sorted(out.glob("process-*.json"))]
+    return Together(out, said, done.stdout)

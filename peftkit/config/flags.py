@@ -126,6 +126,7 @@ class Speller:
         self.names = [flag.name for flag in known] + list(also)
         self.switches = [f"no-{flag.name}" for flag in known if flag.kind is bool]
         self.others = of_other_choices(section)
+        self.elsewhere = [name for name in self.others if name not in self.names]
         self.chosen = {
             path: (chosen.get(path) or family.registry[family.default]).name for path, family in families(section)
         }
@@ -151,8 +152,7 @@ class Speller:
 
     def meant(self, name: str) -> list[str]:
         """The names that `name` most likely stands for, best first; usually one."""
-        others = [other for other in self.others if other not in self.names]
-        mine = self.names + self.switches
+        mine, others = self.names + self.switches, self.elsewhere
         tries: list[Callable[[], Iterable[str]]] = [
             lambda: (known for known in mine if one_edit_apart(name, known)),
             lambda: (known for known in others if one_edit_apart(name, known)),

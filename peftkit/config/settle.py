@@ -126,10 +126,12 @@ class Settled:
         return found
 
     def _keep_known(self, section: type[Section], layers: Sequence[Layer]) -> None:
+        def is_known(one: Setting) -> bool:
+            return one.path[0] in section.model_fields or one.path == ("name",)
+
         for layer in layers:
-            unknown = [one for one in layer if one.path[0] not in section.model_fields and one.path != ("name",)]
-            self.unknown += unknown
-            layer[:] = [one for one in layer if one not in unknown]
+            self.unknown += [one for one in layer if not is_known(one)]
+            layer[:] = [one for one in layer if is_known(one)]
 
     def _value(self, tree: dict[str, Any], kind: Any, path: Path, settings: list[Setting]) -> None:
         for setting in settings:

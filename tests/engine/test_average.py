@@ -20,7 +20,7 @@ from peftkit.engine.state import State, capture, load_weights, restore
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError
 from peftkit.run_folder import RunFolder
-from tests.engine.conftest import Together
+from tests.conftest import Together
 from tests.engine.odd import Odd, furthest, opened, optimizer, rows_of, train
 from tests.engine.test_precision import a_device_with_fp16, scaling
 

@@ -23,7 +23,7 @@ from peftkit.engine.state import capture, load_weights
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError
 from peftkit.run_folder import RunFolder
-from tests.engine.conftest import Together
+from tests.conftest import Together
 from tests.engine.odd import Odd, furthest, opened, optimizer, train
 from tests.launch import run
 

@@ -18,7 +18,7 @@ from peftkit.engine.world import World
 from peftkit.errors import ConfigError
 from peftkit.models.inspect import depth_of
 from peftkit.strategies import Lora
-from tests.engine.conftest import Together
+from tests.conftest import Together
 from tests.engine.odd import Odd, furthest, opened, optimizer, plain, train
 from tests.tiny import tiny
 

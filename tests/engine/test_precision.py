@@ -24,7 +24,7 @@ from peftkit.engine.world import World
 from peftkit.errors import PeftkitError
 from peftkit.run_folder import RunFolder
 from peftkit.tasks import Task
-from tests.engine.conftest import Together
+from tests.conftest import Together
 from tests.engine.odd import Odd, furthest, opened, optimizer, train
 from tests.tiny import tiny
 

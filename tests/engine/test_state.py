@@ -15,7 +15,7 @@ from peftkit.engine.open import Engine
 from peftkit.engine.state import State, capture, full_weight, gathered, load_weights, restore
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError
-from tests.engine.conftest import Together
+from tests.conftest import Together
 from tests.engine.odd import Odd, furthest, opened, optimizer, train
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")

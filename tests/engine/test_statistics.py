@@ -20,7 +20,7 @@ from peftkit.errors import CheckpointError
 from peftkit.flows.export import put_trained
 from peftkit.run_folder import RunFolder
 from peftkit.strategies import Strategy
-from tests.engine.conftest import Together
+from tests.conftest import Together
 from tests.engine.odd import Odd, furthest, opened, rows_of, train
 
 BASE = {"source": "here", "fingerprint": "abc"}

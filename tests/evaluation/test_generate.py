@@ -5,7 +5,6 @@ The checks under ZeRO on 2 processes share one launch (CHECKS, run by tests/engi
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +20,8 @@ from peftkit.evaluation.generate import until_end, write_texts
 from peftkit.models.inspect import inner
 from peftkit.strategies import Strategy
 from peftkit.tasks import Chat, Seq2Seq, Task
+from tests.conftest import Together
 from tests.engine.odd import opened
-from tests.launch import torchrun
 from tests.tiny import DECODERS, EOS, config, tiny, tokenizer
 
 WAYS = {
@@ -170,10 +169,6 @@ CHECKS = {
 
 
 @pytest.mark.launch
-def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
-    done = torchrun(2, Path(__file__).parents[1] / "engine" / "together.py", tmp_path, __name__)
-    assert done.returncode == 0, done.stdout[-4000:]
-    for process in range(2):
-        wrong = json.loads((tmp_path / f"process-{process}.json").read_text())
-        assert len(wrong) == len(CHECKS)
-        assert not {name: told for name, told in wrong.items() if told}
+@pytest.mark.parametrize("check", CHECKS)
+def test_two_processes_write_what_one_does(check: str, together: Together) -> None:
+    assert not together.wrong(__name__, check)
