@@ -252,10 +252,18 @@ CASES: dict[str, Case] = {
         next_token_loss,
     ),
     "sequence_classification": Case(
-        ("bert", "roberta", "distilbert", "albert", "electra", "llama", "bart", "t5"),
+        ("bert", "roberta", "distilbert", "albert", "electra", "llama"),
         lambda folder: [{"text": text(row)[0], "label": f"L{row % 3}"} for row in range(ROWS)],
         one_label_loss,
         model={"num_labels": 3},
+    ),
+    # An encoder-decoder reads its label off the end of the text, which their own tokenizers write.
+    "sequence_classification encoder_decoder": Case(
+        ("bart", "t5"),
+        lambda folder: [{"text": text(row)[0] + "</s>", "label": f"L{row % 3}"} for row in range(ROWS)],
+        one_label_loss,
+        model={"head": "sequence_classification", "num_labels": 3},
+        settings={"name": "sequence_classification"},
     ),
     "preference": Case(("llama", "qwen"), pairs, dpo_loss),
     "preference orpo": Case(("llama",), pairs, orpo_loss, settings={"name": "preference", "loss_type": "orpo"}),

@@ -124,8 +124,8 @@ def outcome(cell: Cell, data: Path) -> str:
     tolerance = CASES[cell.case].tolerance
     steps, expected = plain_torch(Cell(cell.case, cell.family, cell.strategy, 1, 1, "zero0"), data)
     for number in ("loss", "grad_norm", "targets", "lr"):
-        got = [step[number] for step in found["steps"]]
-        assert got == pytest.approx([step[number] for step in steps], rel=tolerance), (cell, number)
+        got, wanted = [step[number] for step in found["steps"]], [step[number] for step in steps]
+        assert got == pytest.approx(wanted, rel=tolerance), f"{cell} {number}: {got} instead of {wanted}"
     weights = load_file(results / f"{cell.name}.safetensors")
     assert weights.keys() == expected.keys()
     for name, weight in weights.items():

@@ -20,6 +20,7 @@ from tests.tiny import save_tiny
 ANSWERS = {
     "chat": {"generated"},
     "sequence_classification": {"prediction", "probabilities"},
+    "sequence_classification encoder_decoder": {"prediction", "probabilities"},
     "sequence_classification multi_label": {"prediction", "probabilities"},
     "sequence_classification regression": {"prediction"},
     "sequence_classification relation": {"prediction", "probabilities"},
