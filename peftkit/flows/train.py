@@ -27,7 +27,7 @@ from peftkit.engine.world import World, identity, joined
 from peftkit.errors import ConfigError
 from peftkit.evaluation.bootstrap import ends_of_intervals
 from peftkit.evaluation.reference import join_reference
-from peftkit.evaluation.score import Split, score
+from peftkit.evaluation.score import Scored, Split, score
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
 from peftkit.run_folder import RunFolder, free_folder
@@ -105,7 +105,7 @@ def all_steps(job: Job, engine: Engine, progress: Progress) -> Iterator[tuple[En
     def rate(step: int) -> float:
         return schedule.factor(step, job.steps, progress.evals)
 
-    while progress.step < job.steps:
+    while progress.step < job.steps and not gives_up(run, progress):  # one that is resumed may have stopped early
         stage, end = job.stage(progress.step), progress.step
         while end < job.steps and job.stage(end) == stage:
             end += 1
@@ -204,14 +204,20 @@ def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: T
             job.run.eval.by,
             tunes=validates,
         )
-    numbers = scored.numbers
+    better = validates and note(job, progress, scored)
+    last = last or gives_up(job.run, progress)
     ends = ends_of_intervals(scored.records, job.metrics, scored.task, job.run.eval.bootstrap if last else 0)
-    teller.evaluation(split, progress.step, {**numbers, **ends})
-    if not validates or not progress.step:
-        return False
+    teller.evaluation(split, progress.step, {**scored.numbers, **ends})
+    return better
+
+
+def note(job: Job, progress: Progress, scored: Scored) -> bool:
+    """Keep what a validation says; whether it is the best score so far (before the first step there is nothing to keep)."""
     progress.tuned = changes(job.run.task, scored.task)
-    progress.evals.append(numbers["loss"])
-    value = numbers[job.run.eval.best]
+    if not progress.step:
+        return False
+    progress.evals.append(scored.numbers["loss"])
+    value = scored.numbers[job.run.eval.best]
     if progress.best is not None and not is_better(value, progress.best, job):
         progress.waited += 1
         return False

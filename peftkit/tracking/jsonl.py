@@ -45,10 +45,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drop the rows after `step`, which a resumed run will write again. The file is whole at every moment."""
+    """Drop the rows after `step`, which a resumed run will write again, and the test's. The file is whole at every moment."""
     if not path.exists():
         return
-    kept = [row for row in read_rows(path) if row.get("step", 0) <= step]
+    kept = [row for row in read_rows(path) if row.get("step", 0) <= step and row.get("split") != "test"]
     beside = path.with_name(path.name + ".part")
     with beside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)

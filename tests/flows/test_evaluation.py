@@ -84,3 +84,40 @@ def test_the_card_has_the_last_numbers_of_each_split(run: Path) -> None:
     last = evaluations(run, "anchor")[-1]["loss"]
     assert f"| anchor loss | {last:.6g} |" in card
     assert "lang=" not in card.split("## Check")[0].split("## Evaluation")[1]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of a run that stopped early: a rate so high that the loss only rises after the second step."""
+    folder = tmp_path_factory.mktemp("stopped")
+    save_tiny(folder / "bert", "bert")
+    rows = [{"text": f"film {row} " + "dull " * (row % 3), "label": "ab"[row % 2]} for row in range(16)]
+    settings = {
+        "model": str(folder / "bert"),
+        "task": "sequence_classification",
+        "strategy": "full",
+        "data": {"train": write(folder / "rows.jsonl", rows), "test": write(folder / "test.jsonl", rows[:5])},
+        "batch": 4,
+        "steps": 30,
+        "optim": {"name": "sgd", "lr": 50, "clip": 0},
+        "schedule": "constant",
+        "eval": {"every": 1, "patience": 2, "bootstrap": 20, "before": False},
+        "out": str(folder / "run"),
+    }
+    train(Run.model_validate(settings))
+    return settings
+
+
+def test_the_last_evaluation_of_a_run_that_stops_early_has_intervals(stopped: dict[str, Any]) -> None:
+    found = ["loss/low" in row for row in evaluations(Path(stopped["out"]), "validation")]
+    assert 3 <= len(found) < 30
+    assert found == [False] * (len(found) - 1) + [True]
+
+
+def test_a_run_that_is_over_is_not_trained_on(stopped: dict[str, Any]) -> None:
+    """Resumed, a run that stopped early leaves the same rows and checkpoints."""
+    out = Path(stopped["out"])
+    before = (out / "metrics.jsonl").read_text(), sorted(path.name for path in (out / "checkpoints").iterdir())
+    train(Run.model_validate({**stopped, "resume": True}))
+    assert (out / "metrics.jsonl").read_text() == before[0]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before[1]
