@@ -86,7 +86,7 @@ def _describe(member: Any, limits: list[Any]) -> str:
     if origin is tuple:
         return f"{len(inner)} {_plural(inner[0])}" if Ellipsis not in inner else f"a list of {_plural(inner[0])}"
     if origin is dict:
-        return f"a mapping of {_plural(inner[0])} to {_plural(inner[1])}"
+        return f"a mapping of {_plural(inner[0])} to {_plural(inner[1])}, as in '{{a: b}}'"
     if isinstance(member, type) and issubclass(member, Choice):
         return "one of " + ", ".join(member.registry)
     return WORDS.get(member, getattr(member, "__name__", str(member)))
@@ -100,6 +100,8 @@ def _plural(kind: Any) -> str:
     for one, many in PLURALS.items():
         if words == one or words.startswith(one + " "):
             return many + words[len(one) :]
+    if section:
+        return f"mappings ({', '.join(section.model_fields)})"
     return f"values, each {words}"
 
 

@@ -194,7 +194,7 @@ class Eval(Section):
     before: bool = True
     """Score the base model before the first step."""
     metrics: list[SerializeAsAny[Metric]] | None = None
-    """What is computed; left out: the task's own metrics. The loss always is."""
+    """What is computed: names, `hub:NAME` or a path of an `evaluate` metric; left out: the task's own. The loss always is."""
     rows: PositiveInt | None = None
     """Score only the first so many validation rows."""
     batch: PositiveInt = 8

@@ -70,7 +70,9 @@ def _missing(table: Table, task: Task, needs: Sequence[Sequence[str]] = ()) -> s
     there = table.columns
     needed = ", or ".join(" and ".join(f"`{name}`" for name in names) for names in needs or task.needs)
     message = f"{table.name} lacks a column for --task {task.name}, which reads {needed}; it has: {', '.join(there)}."
-    example = task.needs[0][0]
+    names = found(task, there)
+    nearest = min(task.needs, key=lambda needed: len(set(needed) - names.keys()))
+    example = next((name for name in nearest if name not in names), nearest[0])
     message += f" If a column has another name, say --data.columns '{{{example}: NAME}}'"
     others = [name for name in _fitting(there) if name != task.name]
     return message + (f"; these columns look like --task {' or --task '.join(others)}" if others else "")

@@ -63,6 +63,11 @@ class Seq2Seq(Task, name="seq2seq"):
             start = (
                 "last" if config.model_type in STARTED_BY_THE_LAST else getattr(config, "decoder_start_token_id", None)
             )
+        if start is None and not getattr(config, "is_encoder_decoder", True):
+            raise ConfigError(
+                f"--task {self.name} needs a model with an encoder and a decoder (T5, BART, Marian), and this one"
+                f" ({config.model_type}) has not both; decoders learn to answer with --task chat"
+            )
         if start is None:
             raise ConfigError(
                 "the model's config.json names no decoder_start_token_id; give its number with --task.decoder_start"

@@ -28,7 +28,7 @@ from peftkit.metrics import Metric
         (Literal["a", "b"], "one of a, b"),
         (list[str] | str, "a list of words or text"),
         (list[PositiveInt] | None, "a list of whole numbers above 0 or null"),
-        (dict[str, PositiveFloat], "a mapping of words to numbers above 0"),
+        (dict[str, PositiveFloat], "a mapping of words to numbers above 0, as in '{a: b}'"),
         (tuple[float, float], "2 numbers"),
         (int | str | None, "a whole number, text or null"),
         (Any, "any value"),
