@@ -98,7 +98,7 @@ def render(outcomes: dict[str, str]) -> str:
     """The README's tables: what was found in the cells, nothing else."""
     heading = ["task", "models", *STRATEGIES]
     lines = [f"| {' | '.join(heading)} |", "|" + " --- |" * len(heading)]
-    for case, what in CASES.items():
+    for case, what in sorted(CASES.items(), key=lambda pair: pair[0]):
         families = [family for family in what.families if any(ok(outcomes, case, family))]
         tried = EVERYWHERE if is_variant(case) else STRATEGIES
         columns = [told(outcomes, case, what.families[0], one) if one in tried else "" for one in STRATEGIES]

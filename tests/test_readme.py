@@ -15,12 +15,16 @@ from peftkit.cli.choices import families
 from peftkit.cli.help import first_sentence
 from peftkit.config.flags import flags
 from peftkit.config.run import Run
+from tests.matrix import read_outcomes, render
 from peftkit.tasks import Task
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TABLES = re.compile(
     r"(?<=<!-- choices: written by `python -m tests.test_readme` -->\n).*?(?=<!-- end of choices -->)", re.DOTALL
+)
+MATRIX = re.compile(
+    r"(?<=<!-- matrix: written by `python -m tests.test_readme` -->\n).*?(?=<!-- end of matrix -->)", re.DOTALL
 )
 
 
@@ -34,6 +38,11 @@ def test_it_opens_with_the_two_commands() -> None:
 def test_its_tables_are_the_registries() -> None:
     found = TABLES.search(README.read_text())
     assert found and found[0] == tables(), "run: python -m tests.test_readme"
+
+
+def test_its_matrix_is_what_was_found() -> None:
+    found = MATRIX.search(README.read_text())
+    assert found and found[0] == matrix(), "run: python -m tests.test_readme"
 
 
 def test_its_flags_are_settings() -> None:
@@ -65,5 +74,10 @@ def tables() -> str:
     return "\n" + "\n\n".join(blocks) + "\n\n"
 
 
+def matrix() -> str:
+    """What tests/test_promises.py found of every task with every strategy."""
+    return "\n" + render(read_outcomes()) + "\n"
+
+
 if __name__ == "__main__":
-    README.write_text(TABLES.sub(lambda _: tables(), README.read_text()))
+    README.write_text(MATRIX.sub(lambda _: matrix(), TABLES.sub(lambda _: tables(), README.read_text())))
