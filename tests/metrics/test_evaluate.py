@@ -59,10 +59,10 @@ def beside(tmp_path, monkeypatch):
 
 
 def test_words_are_read(beside):
-    run = read(["--task", "chat", "--eval.metrics", "hub:squad", "f1", "./my_metric.py", "metrics/mine"])
+    run = read(["--task", "chat", "--eval.metrics", "hub:squad", "bleu", "./my_metric.py", "metrics/mine"])
     paths = [getattr(metric, "path", metric.name) for metric in run.eval.metrics]
-    assert paths == ["hub:squad", "f1", "./my_metric.py", "metrics/mine"]
-    assert [metric.called for metric in run.eval.metrics] == ["hub:squad", "f1", "my_metric", "mine"]
+    assert paths == ["hub:squad", "bleu", "./my_metric.py", "metrics/mine"]
+    assert [metric.called for metric in run.eval.metrics] == ["hub:squad", "bleu", "my_metric", "mine"]
     assert read(["--task", "chat", "--eval.metrics", "hub:squad"]).eval.metrics == [Evaluate(path="hub:squad")]
 
 
