@@ -55,6 +55,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(Run.model_validate(settings))
 
 
+@pytest.fixture(scope="module")
+def merged(run: Path) -> Path:
+    return export(run, to="merged")
+
+
 def test_the_old_domain_is_scored_before_during_and_after(run: Path) -> None:
     assert [row["step"] for row in evaluations(run, "anchor")] == [0, 2, 4]
     assert all(row["loss"] > 0 for row in evaluations(run, "anchor"))
@@ -66,11 +71,10 @@ def test_a_column_scores_apart_what_makes_up_the_whole(run: Path) -> None:
         assert row["loss"] == pytest.approx(sum(parts) / 2)  # six rows each
 
 
-def test_thresholds_are_those_of_the_checkpoint_and_go_into_the_export(run: Path) -> None:
+def test_thresholds_are_those_of_the_checkpoint_and_go_into_the_export(run: Path, merged: Path) -> None:
     state = json.loads((run / "checkpoints" / "step-000004" / "progress.json").read_text())
     tuned = state["tuned"]["thresholds"]
     assert set(tuned) == {"a", "b", "c"}
-    merged = export(run, to="merged")
     config = json.loads((merged / "config.json").read_text())
     assert config["thresholds"] == tuned
     assert config["problem_type"] == "multi_label_classification"
@@ -79,8 +83,8 @@ def test_thresholds_are_those_of_the_checkpoint_and_go_into_the_export(run: Path
     assert Certificate.read(merged).exporter == "merged"
 
 
-def test_the_card_has_the_last_numbers_of_each_split(run: Path) -> None:
-    card = (export(run, to="merged") / "README.md").read_text()
+def test_the_card_has_the_last_numbers_of_each_split(run: Path, merged: Path) -> None:
+    card = (merged / "README.md").read_text()
     last = evaluations(run, "anchor")[-1]["loss"]
     assert f"| anchor loss | {last:.6g} |" in card
     assert "lang=" not in card.split("## Check")[0].split("## Evaluation")[1]
