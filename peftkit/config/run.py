@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
+from peftkit.config.idle import idle
 from peftkit.config.section import Section
 from peftkit.config.sections import Batch, Checkpoint, Data, Eval, Generate, Model, Regularize
 from peftkit.engine.optim import Optimizer
@@ -74,6 +75,7 @@ class Run(Section):
         if self.resume and not self.out:
             yield "--resume needs --out RUN, the folder of the run to go on with"
         yield from self._deepspeed_problems()
+        yield from idle(self)
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, Section):

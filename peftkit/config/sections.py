@@ -136,6 +136,11 @@ class Data(Section):
         given = {"validation": self.validation is not None or self.first is None, "test": self.test is not None}
         return {split: share for split, share in shares.items() if share and not given[split]}
 
+    @property
+    def validates(self) -> bool:
+        """Whether there are rows that are scored during training."""
+        return self.validation is not None or self.first is None or "validation" in self.held_out
+
     def conflicts(self, run: Any) -> Iterator[str]:
         from peftkit.config.rows import clashes
 

@@ -147,3 +147,5 @@ class ReduceOnPlateau(Schedule, name="reduce_on_plateau"):
     def conflicts(self, run: Any) -> Iterator[str]:
         if run.eval.every is None:
             yield "--schedule reduce_on_plateau looks at evaluations: say how often with --eval.every"
+        if not run.data.validates:
+            yield "--schedule reduce_on_plateau looks at validation rows, and there are none; give --data.validation"

@@ -25,6 +25,7 @@ class AudioClassification(Classification, name="audio_classification"):
         "label": ("label", "labels", "class", "category", "target", "intent"),
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("audio", "label"),)
+    lengths: ClassVar[tuple[str, ...]] = ()
 
     seconds: PositiveFloat = 30
     """The first so many seconds of a sound are heard."""

@@ -65,6 +65,10 @@ class Task(Choice, kind="task", default="chat"):
     """Whether there is an answer to be had for a row, besides its scores."""
     reads: ClassVar[Literal["text", "image", "audio"]] = "text"
     """What the model takes: it says which of its processors is loaded."""
+    lengths: ClassVar[tuple[str, ...]] = ("max_length", "truncate")
+    """The settings of the rows' lengths that it goes by: `max_length`, `truncate`, and `stride` where it reads windows."""
+    generates: ClassVar[bool] = False
+    """Whether the model can be asked to write for it (`prompts`)."""
 
     def model_class(self) -> Any:
         """The transformers class to load, `AutoModelForCausalLM` or a sibling."""

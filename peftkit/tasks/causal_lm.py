@@ -14,6 +14,7 @@ class CausalLM(NextToken, name="causal_lm"):
 
     columns: ClassVar[dict[str, tuple[str, ...]]] = {"text": ("text", "content", "document", "body")}
     predicts: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("text",),)
 
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:

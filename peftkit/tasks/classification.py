@@ -188,8 +188,8 @@ class Classification(Labelled):
     def conflicts(self, run: Any) -> Iterator[str]:
         yield from super().conflicts(run)
         yield from self._idle_settings()
-        if self.thresholds == "tune" and not run.data.validation and not run.data.holdout:
-            yield "--task.thresholds tune sets them by validation rows; give --data.validation or --data.holdout"
+        if self.thresholds == "tune":
+            yield from tuned_by("thresholds", run)
 
     def _idle_settings(self) -> Iterator[str]:
         """Settings that do nothing in this problem."""
@@ -198,6 +198,17 @@ class Classification(Labelled):
         for field, kinds in SPOKEN.items():
             if self.problem not in kinds and getattr(self, field) != type(self).model_fields[field].default:
                 yield f"--task.{field} says nothing where --task.problem is {self.problem}, but for {' and '.join(kinds)}"
+
+
+def tuned_by(field: str, run: Any) -> Iterator[str]:
+    """What is missing where thresholds are tuned: rows to tune them by, and weights that those are scored with."""
+    if not run.data.validates:
+        yield f"--task.{field} tune sets them by validation rows; give --data.validation or --data.holdout"
+    if run.checkpoint.final == "average":
+        yield (
+            f"--task.{field} tune sets them by what a validation scores, and with --checkpoint.final average the mean of the"
+            " checkpoints is exported, which none has scored; take best or last"
+        )
 
 
 def named(labels: Sequence[str]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class ImageClassification(Classification, name="image_classification"):
         "label": ("label", "labels", "class", "category", "target", "fine_label"),
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "label"),)
+    lengths: ClassVar[tuple[str, ...]] = ()
 
     flip: Annotated[float, Field(ge=0, le=1)] = 0
     """The chance that an image is mirrored, left for right, each time that it is learnt; 0.5 where that keeps the label."""

@@ -35,6 +35,7 @@ class MaskedLM(Task, name="masked_lm"):
     predicts: ClassVar[bool] = False
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("text",),)
     texts: ClassVar[tuple[str, ...]] = ("text",)
+    lengths: ClassVar[tuple[str, ...]] = ("max_length", "stride")
 
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that are to be told, at least one a window."""

@@ -19,6 +19,7 @@ class NextToken(Task):
     """A decoder's next token, wherever `labels` names one. What `causal_lm` and `chat` add is `encode`."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    generates: ClassVar[bool] = True
 
     def model_class(self) -> Any:
         from transformers import AutoModelForCausalLM

@@ -25,6 +25,7 @@ class Preference(Task, name="preference"):
     """Learn to prefer `chosen` to `rejected`, as answers to `prompt` (or as whole conversations)."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy")
+    lengths: ClassVar[tuple[str, ...]] = ("max_length",)
     columns: ClassVar[dict[str, tuple[str, ...]]] = {
         "prompt": ("prompt", "question", "instruction"),
         "chosen": ("chosen", "preferred", "response_chosen"),

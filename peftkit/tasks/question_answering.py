@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt
@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from peftkit.errors import DataError
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
 from peftkit.tasks.causal_lm import text_of
+from peftkit.tasks.classification import tuned_by
 from peftkit.tasks.next_token import stack
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class QuestionAnswering(Task, name="question_answering"):
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("question", "context", "answers"),)
     given: ClassVar[tuple[str, ...]] = ("answers",)
+    lengths: ClassVar[tuple[str, ...]] = ("max_length", "stride")
 
     n_best: PositiveInt = 20
     """Likeliest spans of each window that are kept."""
@@ -121,6 +123,11 @@ class QuestionAnswering(Task, name="question_answering"):
             return self
         pairs = [(record["no_answer"], *_worth(record)) for record in records if record["answers"] is not None]
         return self.model_copy(update={"no_answer_threshold": best_threshold(pairs)}) if pairs else self
+
+    def conflicts(self, run: Any) -> Iterator[str]:
+        yield from super().conflicts(run)
+        if self.no_answer_threshold == "tune":
+            yield from tuned_by("no_answer_threshold", run)
 
     def unlabelled(self, row: Row) -> Row:
         return {**row, "answers": []}

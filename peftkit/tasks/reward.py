@@ -19,6 +19,7 @@ class Reward(Task, name="reward"):
     """Learn a score by which `chosen` comes before `rejected` (Bradley and Terry, 1952; Ouyang et al., 2022)."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy")
+    lengths: ClassVar[tuple[str, ...]] = ("max_length",)
     columns: ClassVar[dict[str, tuple[str, ...]]] = {
         "prompt": ("prompt", "question", "instruction"),
         "chosen": ("chosen", "preferred", "response_chosen"),

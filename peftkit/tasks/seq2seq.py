@@ -40,6 +40,7 @@ class Seq2Seq(Task, name="seq2seq"):
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("source", "target"), ("translation",))
     given: ClassVar[tuple[str, ...]] = ("target",)
     texts: ClassVar[tuple[str, ...]] = ("source",)
+    generates: ClassVar[bool] = True
 
     prefix: str = ""
     """What stands in front of every source: T5 was taught with "translate English to German: " or "summarize: "."""

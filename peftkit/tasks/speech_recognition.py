@@ -38,6 +38,8 @@ class SpeechRecognition(Task, name="speech_recognition"):
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("audio", "text"),)
     given: ClassVar[tuple[str, ...]] = ("text",)
+    lengths: ClassVar[tuple[str, ...]] = ("max_length",)
+    generates: ClassVar[bool] = True
 
     seconds: PositiveFloat = 30
     """Rows with a longer sound are left out: their text would not fit what is left of them."""

@@ -39,6 +39,7 @@ class TokenClassification(Labelled, name="token_classification"):
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("tokens", "tags"), ("text", "entities"))
     given: ClassVar[tuple[str, ...]] = ("tags", "entities")
+    lengths: ClassVar[tuple[str, ...]] = ("max_length", "stride")
 
     scheme: Literal["auto", "IOB1", "IOB2", "IOBES", "none"] = "auto"
     """How tags say where an entity begins and ends. Tags are learnt as they are written; rows that break the scheme are errors.

@@ -56,7 +56,7 @@ def test_these_go_together(data):
         ({"task": "seq2seq", "mixture": ["a.csv"], "scoring": {"by": "source"}}, "in the column source_name"),
         ({"task": "causal_lm", "augment": {"copies": 1}}, "--task causal_lm has no text whose words may change"),
         ({"augment": {"copies": 1, "synonyms": "/no/table"}}, "there is no such file"),
-        ({"stride": 99, "max_length": 99}, "--data.stride 99"),
+        ({"task": "question_answering", "stride": 99, "max_length": 99}, "--data.stride 99"),
     ],
 )
 def test_each_clash_is_one_sentence(data, expected):
