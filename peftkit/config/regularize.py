@@ -25,11 +25,12 @@ def clashes(run: Any) -> Iterator[str]:
             f"--regularize.neftune puts noise on the embeddings of tokens, and --task {task.name} reads {task.reads};"
             " leave it out"
         )
-    if chosen.r_drop and task.name in NOT_ONE_CLASS:
-        yield (
-            f"--regularize.r_drop compares two predictions of one class, and --task {task.name} predicts something else;"
-            " leave it out"
-        )
+    several = [
+        name for name in ("problem", "writes") if getattr(task, name, None) in ("multi_label", "regression", "ctc")
+    ]
+    if chosen.r_drop and (several or task.name in NOT_ONE_CLASS):
+        what = " ".join([task.name, *(f"with {name} {getattr(task, name)}" for name in several)])
+        yield f"--regularize.r_drop compares two predictions of one class, and --task {what} predicts something else; leave it out"
     if (chosen.pull or chosen.ema is not None) and _is_on_disk(run.deepspeed):
         flag = "pull" if chosen.pull else "ema"
         yield (

@@ -45,8 +45,10 @@ class RDrop:
             return counted(outputs.logits, labels)[0]
         if labels.is_floating_point() or labels.shape != outputs.logits.shape[:-1]:
             raise ConfigError(f"--regularize.r_drop {why_not(self.task)}")
-        logits: Tensor = outputs.logits[labels != IGNORED]
-        return logits
+        logits: Tensor = outputs.logits
+        if "there" in batch:  # a question with fewer choices than others in the batch
+            logits = logits.masked_fill(~batch["there"], float("-inf"))
+        return logits[labels != IGNORED]
 
 
 def why_not(task: Task) -> str:

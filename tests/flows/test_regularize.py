@@ -128,6 +128,10 @@ def test_a_model_without_dropout_is_refused_before_the_first_step(folder: Path, 
             {"regularize": {"ema": 0.9}, "deepspeed": "zero3_nvme"},
             "--regularize.ema needs the optimizer's state in memory",
         ),
+        (
+            {"regularize": {"r_drop": 1}, "task": {"name": "sequence_classification", "problem": "multi_label"}},
+            "--task sequence_classification with problem multi_label predicts something else",
+        ),
         ({"checkpoint": {"final": "average", "keep": 2}}, "--checkpoint.keep 2 leaves fewer; give --checkpoint.keep 3"),
     ],
 )

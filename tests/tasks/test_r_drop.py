@@ -55,6 +55,18 @@ def test_one_label_a_row_and_a_row_without_one() -> None:
     torch.testing.assert_close(found, authors(logits[[0, 2]], logits[[3, 5]], torch.tensor([3, 0])))
 
 
+def test_what_is_no_choice_is_in_no_divergence() -> None:
+    """A question of two choices costs the same beside one of three."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([1, 2])
+    batch = {"labels": labels, "there": torch.tensor([[True, True, False], [True, True, True]])}
+    task = RDrop(task_of("multiple_choice"), ALPHA)
+    found = task.loss(SequenceClassifierOutput(logits=logits), batch)
+    expected = authors(logits[[0], :2], logits[[2], :2], labels[:1]) + authors(logits[[1]], logits[[3]], labels[1:])
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.grad(found, logits)[0].isfinite().all()
+
+
 def test_it_is_the_sum_of_its_parts_and_has_a_gradient() -> None:
     logits = torch.randn(4, 5, 11, requires_grad=True)
     task = RDrop(task_of("causal_lm"), ALPHA)
