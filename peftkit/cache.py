@@ -28,6 +28,8 @@ def once(target: Path, build: Callable[[Path], None], is_whole: Callable[[Path],
         if not is_whole(target):
             beside = target.with_name(f"{target.name}.part")
             for left_behind in (target, beside):
+                if left_behind.is_symlink():  # to one that was damaged
+                    left_behind.unlink()
                 shutil.rmtree(left_behind, ignore_errors=True)
             beside.mkdir()
             build(beside)

@@ -9,8 +9,10 @@ It needs no process group: any number of processes may call it at once, the firs
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from peftkit.data.fingerprint import key, rows_digest
 from peftkit.data.gather import gather, record
 from peftkit.data.report import Report
 from peftkit.data.rows import RowFile, write_rows
-from peftkit.data.sealed import build_once
+from peftkit.data.sealed import build_once, note_outside
+from peftkit.data.sources import Table
 from peftkit.data.store import Store
 from peftkit.errors import DataError
 from peftkit.tasks import Task
@@ -77,10 +80,26 @@ def prepare(
     """
     check(data, task)
     max_length = min(data.max_length, context or data.max_length)
-    folder = cache_root(data.cache) / "data" / key(data, task, processor, max_length, seed, by, anchor)
+
+    def place(of: Task) -> Path:
+        return cache_root(data.cache) / "data" / key(data, of, processor, max_length, seed, by, anchor)
+
+    folder = place(task)
     encoder = Encoder(task, processor, max_length, data.truncate, data.stride)
     build_once(folder, partial(_build, data=data, encoder=encoder, seed=seed, by=by, anchor=anchor))
-    return _open(folder, data)
+    prepared = _open(folder, data)
+    if prepared.task != task:
+        _link(place(prepared.task), folder)
+    return prepared
+
+
+def _link(other: Path, folder: Path) -> None:
+    """What goes on with the fitted task (a resumed run, an export) finds the rows that were encoded for the one that met them."""
+    try:
+        if not other.exists():
+            other.symlink_to(folder.name, target_is_directory=True)
+    except OSError:  # another process was faster, or the file system has no links: they are encoded once more
+        return
 
 
 def check(data: Data, task: Task) -> None:
@@ -96,6 +115,10 @@ def _build(folder: Path, data: Data, encoder: Encoder, seed: int, by: str | None
     for split, table in found.tables.items():
         splits[split] = encode(table, encoder, folder / split, data.workers)
         write_rows(folder / split, table.rows)
+    if found.task.reads != "text":
+        note_outside(
+            folder, dict.fromkeys(chain(*(_named(table, found.task.reads) for table in found.tables.values())))
+        )
     splits["train"] = replace(splits["train"], copies=found.copies)
     summary = {
         "task": found.task.model_dump(mode="json"),
@@ -104,6 +127,15 @@ def _build(folder: Path, data: Data, encoder: Encoder, seed: int, by: str | None
     }
     (folder / SUMMARY).write_text(json.dumps(summary))
     (folder / SPLITS).write_text(json.dumps(record(found, data, seed, rows_digest(data, anchor)), indent=1))
+
+
+def _named(table: Table, column: str) -> Iterator[str]:
+    """The files that rows name."""
+    for row in table.rows:
+        value = row.get(column)
+        path = value.get("path") if isinstance(value, dict) else value
+        if isinstance(path, str):
+            yield path
 
 
 def _open(folder: Path, data: Data) -> Prepared:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from peftkit.cache import once
 from peftkit.errors import DataError
 
-MANIFEST = "manifest.json"
+MANIFEST, OUTSIDE = "manifest.json", "outside.json"
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:
@@ -26,12 +26,31 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether every file is there as it was written."""
+    """Whether every file is there as it was written, and what it was made of outside is as it was read."""
     try:
         digests: dict[str, str] = json.loads((folder / MANIFEST).read_text())
-        return all(_digest(folder / name) == sha for name, sha in digests.items())
+        outside = json.loads((folder / OUTSIDE).read_text()) if OUTSIDE in digests else {}
+        return all(_digest(folder / name) == sha for name, sha in digests.items()) and outside == _seen(outside)
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def note_outside(folder: Path, files: Iterable[str]) -> None:
+    """Keep the sizes and times of files that rows only name (images, sounds): a table's bytes say nothing of them."""
+    (folder / OUTSIDE).write_text(json.dumps(_seen(files)))
+
+
+def _seen(files: Iterable[str]) -> dict[str, list[int] | None]:
+    """By the name under which a file was read; None where there is none."""
+    found: dict[str, list[int] | None] = {}
+    for name in files:
+        try:
+            stat = Path(name).stat()
+        except (OSError, ValueError):
+            found[name] = None
+        else:
+            found[name] = [stat.st_size, stat.st_mtime_ns]
+    return found
 
 
 def _build_and_seal(build: Callable[[Path], None], folder: Path) -> None:

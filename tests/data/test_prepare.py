@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.config.sections import Data
+from peftkit.config.sections import Data, Model
 from peftkit.data.fingerprint import key, processor_digest
 from peftkit.data.prepare import prepare
 from peftkit.data.sealed import build_once
 from peftkit.data.sources import Table
 from peftkit.data.split import hold_out
 from peftkit.errors import DataError
+from peftkit.models.processor import load_processor
 from peftkit.tasks import CausalLM, Chat, SequenceClassification
-from tests.tiny import tokenizer
+from peftkit.tasks.image_classification import ImageClassification
+from tests.tiny import save_image, save_tiny, tokenizer
 
 
 def put(folder: Path, name: str, rows: list[dict]) -> str:
@@ -112,7 +114,7 @@ def test_a_split_without_a_usable_row_is_an_error_with_its_reasons(tmp_path, dat
     good, bad = put(tmp_path, "a.jsonl", texts(3)), put(tmp_path, "b.jsonl", [{"text": ""}, {"text": 3}])
     with pytest.raises(
         DataError,
-        match=r"b\.jsonl: none of its 2 rows can be learnt from\n.*no 'text'\): line 1\n.*no text but int\): line 2",
+        match=r"b\.jsonl: none of its 2 validation rows can be learnt from\n.*no 'text'\): line 1\n.*no text but int\): line 2",
     ):
         prepared(data(train=good, validation=bad))
     assert not list((tmp_path / "cache" / "data").glob("*/*.npy"))
@@ -127,7 +129,7 @@ def test_labels_are_read_once_and_kept_with_the_task(tmp_path, data):
 def test_a_wrong_label_stops_everything_and_names_its_lines(tmp_path, data):
     train = put(tmp_path, "a.jsonl", texts(3, "b") + texts(3, "a"))
     other = put(tmp_path, "b.jsonl", texts(1, "a") + texts(7, "secret"))
-    with pytest.raises(DataError, match=r"b\.jsonl line 2, 3, 4, 5, 6 and 2 more: 'label' is none of a, b\n") as raised:
+    with pytest.raises(DataError, match=r"b\.jsonl line 2, 3, 4, 5, 6 and 2 more: 'label' is none of a, b ") as raised:
         prepared(data(train=train, validation=other), SequenceClassification())
     assert "secret" not in str(raised.value)
 
@@ -153,6 +155,37 @@ def test_the_second_time_everything_is_read(tmp_path, data):
     assert files_of(tmp_path / "cache") == files
     assert decoded(second.train) == decoded(first.train)
     assert second.report == first.report
+
+
+def test_with_its_labels_filled_in_the_task_finds_the_same_rows(tmp_path, data):
+    """What a resumed run and an export ask for; and a damaged folder is built again under either name."""
+    settings = data(train=put(tmp_path, "a.jsonl", texts(9, "b") + texts(3, "a")))
+    task = SequenceClassification(class_weights="balanced")
+    first = prepared(settings, task)
+    second = prepared(settings, first.task)
+    assert first.task != task
+    assert second.folder.resolve() == first.folder
+    (first.folder / "prepared.json").write_text("{}")
+    assert prepared(settings, first.task).task == prepared(settings, task).task == first.task
+
+
+def test_images_that_a_table_names_are_read_anew_where_they_have_changed(tmp_path, data):
+    """The table's bytes are the same."""
+    pytest.importorskip("PIL")
+    names = [save_image(tmp_path / f"{row}.png", row) for row in range(4)]
+    rows = [{"image": name, "label": "ab"[row % 2]} for row, name in enumerate(names)]
+    settings = data(train=put(tmp_path, "a.jsonl", rows), holdout=0)
+    processor = load_processor(Model(), str(save_tiny(tmp_path / "vit", "vit")), "image")
+
+    def pixels() -> list[int]:
+        found = prepare(settings, ImageClassification(), processor, None, 1)
+        return [int(found.train[row]["image"].sum()) for row in range(len(found.train))]
+
+    first = pixels()
+    assert pixels() == first
+    save_image(Path(names[2]), 7)
+    second = pixels()
+    assert [one == other for one, other in zip(first, second, strict=True)] == [True, True, False, True]
 
 
 @pytest.mark.parametrize(
