@@ -53,7 +53,7 @@ def _parser(command: str, description: str) -> Parser:
     parser.add_argument("--batch", type=int, default=8, help="rows in one forward pass (default: 8)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     columns = "task's column = the file's, where it has another name: --columns text=review"
-    parser.add_argument("--columns", nargs="+", default=[], metavar="OWN=FILE", help=columns)
+    parser.add_argument("--columns", "--data.columns", nargs="+", default=[], metavar="OWN=FILE", help=columns)
     which = "of a run: last, best, average or a step (default: the run's --checkpoint.final)"
     parser.add_argument("--checkpoint", help=which)
     parser.add_argument("--max-new-tokens", type=int, help="longest text that is written (default: as in training)")
@@ -67,7 +67,7 @@ def _shared(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "batch": asked.batch,
         "limit": asked.limit,
-        "columns": dict(pair.split("=", 1) for pair in asked.columns),
+        "columns": _columns(asked.columns),
         "checkpoint": asked.checkpoint,
         "generate": {name: value for name, value in texts.items() if value is not None},
     }
@@ -78,9 +78,21 @@ def _check(asked: argparse.Namespace) -> None:
         value = getattr(asked, flag)
         if value is not None and value < 1:
             raise ConfigError(f"--{flag.replace('_', '-')} {value}: at least 1")
-    for pair in asked.columns:
-        if "=" not in pair:
-            raise ConfigError(f"--columns {pair}: wants OWN=FILE, such as text=review")
+    _columns(asked.columns)
+
+
+def _columns(words: list[str]) -> dict[str, str]:
+    """`text=review label=stars`, or the form of `peftkit train`: `'{text: review, label: stars}'`."""
+    import yaml
+
+    named: dict[str, str] = {}
+    for word in words:
+        try:
+            read = yaml.safe_load(word) if word.startswith("{") else dict([word.split("=", 1)])
+        except (yaml.YAMLError, ValueError):
+            raise ConfigError(f"--columns {word}: wants OWN=FILE, such as text=review") from None
+        named |= {str(own): str(name) for own, name in read.items()}
+    return named
 
 
 def _check_metrics(names: list[str]) -> None:

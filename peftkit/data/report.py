@@ -47,13 +47,18 @@ class SplitReport:
     def lines(self, max_length: int) -> list[str]:
         """What a user should know, the count first."""
         windows = f" in {self.windows:,} windows" if self.windows > self.kept else ""
-        tokens = f"{self.tokens:,} tokens, " if self.tokens else ""
-        lines = [f"{self.kept:,} rows{windows}, {tokens}{self.targets:,} targets from {self.source}"]
+        tokens = f"{counted(self.tokens, 'token')}, " if self.tokens else ""
+        lines = [f"{counted(self.kept, 'row')}{windows}, {tokens}{counted(self.targets, 'target')} from {self.source}"]
         if self.copies:
             lines.append(f"{self.copies:,} of the {self.rows:,} rows read are changed copies (--data.augment)")
         if self.cut:
             lines.append(f"{self.cut} of them cut to {max_length} tokens (--data.max_length, or the model's own limit)")
         return lines + [dropped.line(self.unit) for dropped in self.dropped]
+
+
+def counted(number: int, what: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)

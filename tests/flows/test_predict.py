@@ -143,6 +143,7 @@ def test_the_commands(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture
         (["eval", run, str(folder / "rows.jsnl")], "no file"),
         (["eval", run, rows, "--by", "langage"], "no column 'langage'"),
         (["eval", run, rows, "--columns", "text"], "OWN=FILE"),
+        (["eval", run, rows, "--data.columns", "{text: txt}"], "no column 'txt'"),
         (["eval", run, rows, "--batch", "0"], "at least 1"),
     ):
         assert main(words) == 2, words
