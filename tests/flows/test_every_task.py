@@ -59,7 +59,7 @@ def test_a_checkpoint_scores_as_in_training_and_answers(case: str, tmp_path: Pat
         "data": {"train": str(file), "validation": str(file)},
         "steps": 1,
         "eval": {"before": False},
-        "generate": {"max_new_tokens": 3},
+        **({"generate": {"max_new_tokens": 3}} if "generated" in ANSWERS.get(case, ()) else {}),
         "out": str(tmp_path / "run"),
     }
     run = train(Run.model_validate(settings))
