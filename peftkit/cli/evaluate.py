@@ -24,6 +24,8 @@ def run(words: list[str]) -> int:
         return 0
     _check(asked)
     _check_metrics(asked.metrics)
+    if asked.bootstrap < 0:
+        raise ConfigError(f"--bootstrap {asked.bootstrap}: a number of samples, or 0 for no intervals")
     from peftkit.flows.evaluate import Asked, evaluate
 
     own = {"metrics": asked.metrics, "by": asked.by, "bootstrap": asked.bootstrap, "out": asked.out}
@@ -97,7 +99,16 @@ def _columns(words: list[str]) -> dict[str, str]:
 
 def _check_metrics(names: list[str]) -> None:
     """Refuse a misspelt name before torch is imported."""
-    from peftkit.config.read import read
+    from peftkit.metrics import Metric
+    from peftkit.registry import did_you_mean
 
-    if names:
-        read(["--task", "causal_lm", "--data.train", "rows", "--eval.metrics", *names])
+    for word in names:
+        name = Metric.from_word(word)["name"]
+        if name not in Metric.registry:
+            near = did_you_mean(name, Metric.registry)
+            raise ConfigError(f"--metrics {word} is no metric{near}; there are: {', '.join(Metric.registry)}")
+        problems = [
+            problem.replace("--eval.metrics", "--metrics") for problem in Metric.model_validate(word).conflicts(None)
+        ]
+        if problems:
+            raise ConfigError(problems)

@@ -221,9 +221,12 @@ class Eval(Section):
         return list(dict.fromkeys(["loss", *chosen]))
 
     def conflicts(self, run: Any) -> Iterator[str]:
+        from peftkit.config.scored import unfed
+
         names = self.names(run)
         for metric in self.metrics or ():
             yield from metric.conflicts(run)
+        yield from unfed(self.metrics or (), run.task)
         if self.best in names:
             if self.best in Metric.registry and not Metric.registry[self.best].estimates:
                 yield f"--eval.best {self.best} is no single number; name another"

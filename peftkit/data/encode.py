@@ -88,7 +88,8 @@ class Encoded:
 
 def encode(table: Table, encoder: Encoder, folder: Path, workers: int | None = None) -> SplitReport:
     """Write every usable row's features into the new `folder`; DataError for labels that are none, and if no row is usable."""
-    count = _Count(table, is_text=encoder.task.reads == "text")
+    split = "" if folder.name == "train" else f"{folder.name} "
+    count = _Count(table, split, is_text=encoder.task.reads == "text")
     with Writer(folder) as writer:
         for chunk in encoded(table.rows, encoder, workers):
             count.cut += chunk.cut
@@ -107,6 +108,8 @@ class _Count:
     """What became of the rows so far."""
 
     table: Table
+    split: str = ""
+    """Its name, for one of several."""
     is_text: bool = True
     """Images and sounds have no tokens to count."""
     rows: int = 0
@@ -137,10 +140,12 @@ class _Count:
         reasons = [Dropped(reason, len(rows), _first(table, rows)) for reason, rows in self.dropped.items()]
         if self.wrong:
             problems = [f"{_places(table, rows)}: {reason}" for reason, rows in self.wrong.items()]
-            raise DataError("\n".join(problems) + "\nMend these rows, or name all labels with --task.labels")
+            raise DataError("\n".join(problems) + "\nMend these rows; `peftkit data check` finds what else is wrong")
         if not self.kept:
             lines = "\n".join(f"  {reason.line(table.unit)}" for reason in reasons)
-            raise DataError(f"{table.name}: none of its {self.rows} rows can be learnt from\n{lines}")
+            count = f"none of its {self.rows} {self.split}rows" if self.rows > 1 else f"its one {self.split}row"
+            able = "can be learnt from" if self.rows > 1 else "cannot be learnt from"
+            raise DataError(f"{table.name}: {count} {able}\n{lines}")
         counts = (self.rows, self.kept, self.cut, self.tokens, self.targets)
         return SplitReport(table.name, table.unit, *counts, reasons, self.windows)
 

@@ -201,11 +201,18 @@ def time_of(value: Any) -> float:
         try:
             return float(value)
         except ValueError:
-            moment = datetime.fromisoformat(value)
+            moment = _moment(value)
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if not isinstance(value, (int, float)) or math.isnan(value):
         raise ValueError("the row has no date, time or number")
     return float(value)
+
+
+def _moment(value: str) -> datetime:
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("the row has no date, time or number as in 2024-05-31, 2024-05-31T12:30 or 17.5") from None
 
 
 def _shuffled(rows: Sequence[int], seed: str) -> list[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from peftkit.config.scored import unfed
 from peftkit.data.batches import evaluation_batches
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.engine.world import World, joined
@@ -16,6 +17,7 @@ from peftkit.evaluation.bootstrap import ends_of_intervals
 from peftkit.evaluation.reference import reference_values
 from peftkit.evaluation.score import Scored, Split, score
 from peftkit.flows.job import with_loss
+from peftkit.flows.out import check_new, written_to
 from peftkit.flows.trained import Trained, open_trained, placed, with_columns
 from peftkit.metrics import Metric
 from peftkit.tracking.quiet import chatter_to
@@ -44,12 +46,12 @@ class Asked:
 
 def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, float]:
     """Score the model at `place`; its numbers, on every process, with intervals as NAME/low and NAME/high."""
-    if asked.out and asked.out.exists():
-        raise ConfigError(f"--out {asked.out} exists already; nothing is overwritten")
+    if asked.out:
+        check_new(asked.out)
     with joined() as world, chatter_to(None, verbose):
         teller = Teller(world.first)
         trained = with_columns(open_trained(place, asked.checkpoint), asked.columns)
-        metrics = with_loss([Metric.model_validate(name) for name in asked.metrics or trained.task.default_metrics()])
+        metrics = metrics_of(trained, asked)
         prepared = prepare_rows(trained, asked)
         scored = scores(trained, prepared, metrics, asked, world)
         ends = ends_of_intervals(scored.records, metrics, scored.task, asked.bootstrap)
@@ -58,9 +60,20 @@ def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, floa
             teller.note(line.removeprefix("train: "))
         teller.scores(numbers, asked.by)
         if world.first and asked.out:
-            asked.out.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+            with written_to(asked.out):
+                asked.out.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
             teller.note(f"written to {asked.out}")
     return numbers
+
+
+def metrics_of(trained: Trained, asked: Asked) -> list[Metric]:
+    """What is computed; ConfigError for what cannot be computed of this task's answers."""
+    metrics = [Metric.model_validate(name) for name in asked.metrics or trained.task.default_metrics()]
+    if problems := list(unfed(metrics, trained.task)):
+        raise ConfigError([problem.replace("--eval.metrics", "--metrics", 1) for problem in problems])
+    for metric in metrics:
+        metric.ready()
+    return with_loss(metrics)
 
 
 def prepare_rows(trained: Trained, asked: Asked) -> Prepared:

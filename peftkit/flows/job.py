@@ -102,9 +102,9 @@ class Job:
 def make_job(run: Run, world: World) -> Job:
     """Find, check, prepare and load everything, or raise what is wrong with it."""
     _, prepared = prepare_data(run)
-    run = run.model_copy(update={"task": prepared.task})
-    if problems := list(run.eval.conflicts(run)):  # what the task scores may follow from its rows
-        raise ConfigError(problems)
+    run = with_task(run, prepared)
+    for metric in metrics_of(run):
+        metric.ready()
     precision, config = engine_config(run, world.processes)
     # What `auto` was here: the checkpoint is of this format, wherever it is exported or resumed.
     run = run.model_copy(update={"precision": precision})
@@ -120,11 +120,19 @@ def make_job(run: Run, world: World) -> Job:
 def sketch(run: Run, processes: int) -> tuple[Run, str, Config, Prepared, Count]:
     """The same on the meta device, without weights: for `--dry-run` and plans."""
     source, prepared = prepare_data(run)
-    run = run.model_copy(update={"task": prepared.task})
+    run = with_task(run, prepared)
     precision, config = engine_config(run, processes)
     model = skeleton(run.model, run.task, run.strategy, DTYPES[precision], run.data.cache)
     fresh = fresh_in(model, source) if Path(source).is_dir() else ()
     return run, precision, config, prepared, count(run.strategy.adapt(model, fresh))
+
+
+def with_task(run: Run, prepared: Prepared) -> Run:
+    """The run with its task as the rows have it. ConfigError if what is to be computed does not go with that."""
+    run = run.model_copy(update={"task": prepared.task})
+    if problems := list(run.eval.conflicts(run)):
+        raise ConfigError(problems)
+    return run
 
 
 def prepare_data(run: Run) -> tuple[str, Prepared]:

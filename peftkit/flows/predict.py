@@ -21,6 +21,7 @@ from peftkit.engine.world import World, joined
 from peftkit.errors import ConfigError, DataError
 from peftkit.evaluation.reference import reference_values
 from peftkit.evaluation.score import records
+from peftkit.flows.out import check_new, written_to
 from peftkit.flows.trained import Trained, open_trained, placed, with_columns
 from peftkit.tasks.base import Features, Record, Row
 from peftkit.tracking.quiet import chatter_to, terminal
@@ -62,6 +63,8 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
             raise ConfigError(f"--task {trained.task.name} has nothing to predict of a row; peftkit eval scores it")
         trained = replace(trained, model=placed(trained.model, world.device))
         table = read(asked.rows, asked.limit, cache=trained.data.cache)
+        if "error" in table.rows[0]:
+            raise DataError(f"{table.name} has a column 'error', in which rows without an answer are told; rename it")
         answers = Answers(asked.out, identity(place, asked))
         done = answers.written()
         if done:
@@ -69,10 +72,20 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
         with Progress(console=console, disable=not terminal().isatty()) as bar:
             shown = bar.add_task("predicting", total=len(table.rows), completed=done)
             for rows in answered(trained, table, done, asked, world):
-                answers.add(rows)
+                with written_to(asked.out, f"; the rows before lie in {answers.partial}, and the same command goes on"):
+                    answers.add(rows)
                 bar.advance(shown, len(rows))
-        answers.finish()
-        console.print(f"{len(table.rows):,} row{'s' * (len(table.rows) != 1)} written to {asked.out}", soft_wrap=True)
+        failed = answers.failed()
+        with written_to(asked.out, f"; all rows lie in {answers.partial}, and the same command goes on"):
+            answers.finish()
+        count = len(table.rows)
+        console.print(f"{count:,} row{'s' * (count != 1)} written to {asked.out}", soft_wrap=True)
+        if failed == count:
+            raise DataError(
+                f"{table.name}: none of its rows could be answered; the column `error` of {asked.out} says why"
+            )
+        if failed:
+            console.print(f"{failed:,} of them without an answer: their column `error` says why", soft_wrap=True)
     return asked.out
 
 
@@ -141,10 +154,7 @@ def beside(row: Row, answer: Row) -> Row:
 def check_out(out: Path) -> None:
     if out.suffix.lower() not in WRITERS:
         raise ConfigError(f"--out {out}: a file that ends in {', '.join(WRITERS)}")
-    if out.exists():
-        raise ConfigError(f"--out {out} exists already; nothing is overwritten")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+    check_new(out)
 
 
 def identity(place: Path, asked: Asked) -> str:
@@ -164,7 +174,6 @@ class Answers:
     def written(self) -> int:
         """How many whole rows lie there from an earlier attempt; a line that was cut is dropped."""
         if not self.partial.exists():
-            self.partial.write_text(json.dumps({"of": self.identity}) + "\n", encoding="utf-8")
             return 0
         lines = self.partial.read_bytes().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
@@ -175,7 +184,14 @@ class Answers:
         self.partial.write_bytes(b"".join(whole))
         return len(whole) - 1
 
+    def failed(self) -> int:
+        """How many rows have no answer."""
+        with self.partial.open(encoding="utf-8") as lines:
+            return sum("error" in json.loads(line) for line in lines)
+
     def add(self, rows: Sequence[Row]) -> None:
+        if not self.partial.exists():
+            self.partial.write_text(json.dumps({"of": self.identity}) + "\n", encoding="utf-8")
         with self.partial.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from peftkit.metrics.base import Record
+from peftkit.metrics.base import LabelsAre, Record
 from peftkit.metrics.labels import Ordered, is_several, one
 from peftkit.metrics.tally import Tally, share
 
@@ -34,6 +34,7 @@ class BalancedAccuracy(Tally, name="balanced_accuracy"):
     """Mean over the labels of the share of their rows that was found: rare labels count as much as frequent ones."""
 
     needs: ClassVar[tuple[str, ...]] = ("label", "prediction")
+    labels_are: ClassVar[tuple[LabelsAre, ...]] = ("a name",)
 
     def count(self, record: Record) -> Mapping[Any, float]:
         label = one(self, record["label"])

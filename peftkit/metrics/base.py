@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from peftkit.config.section import Choice
 
+LabelsAre = Literal["a name", "names", "numbers"]
 Record = dict[str, Any]
 """What a task kept of a scored row."""
 
@@ -16,6 +17,8 @@ class Metric(Choice, kind="metric", default="loss"):
 
     needs: ClassVar[tuple[str, ...]] = ()
     """The keys that it reads of each record. A row whose true answer is None is left out; with none left a number is NaN."""
+    labels_are: ClassVar[tuple[LabelsAre, ...]] = ("a name", "names")
+    """What a `label` may be, if it reads one."""
     higher_is_better: ClassVar[bool] = True
     estimates: ClassVar[bool] = True
     """Whether its numbers estimate something, so that an interval around them has a meaning."""
@@ -34,6 +37,9 @@ class Metric(Choice, kind="metric", default="loss"):
     def fit(self, task: Any) -> Self:
         """This metric with what it needs to know of the task (the order of its labels); the same object if nothing."""
         return self
+
+    def ready(self) -> None:
+        """Fetch what it needs, before anything is trained that it is to score. ConfigError if that cannot be had."""
 
     def compute(self, records: Sequence[Record]) -> dict[str, float]:
         """Its numbers by name. The first is called as `called` says, others `NAME/WHAT`: `f1`, `f1/macro`."""

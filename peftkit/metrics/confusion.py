@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from peftkit.metrics.base import Record
+from peftkit.metrics.base import LabelsAre, Record
 from peftkit.metrics.labels import is_several, one
 from peftkit.metrics.tally import Tally
 
@@ -39,6 +39,7 @@ class MatthewsCorrelation(Tally, name="mcc"):
     """Correlation of true and predicted labels (Matthews, 1975), from -1 to 1: fair to labels of very unlike sizes."""
 
     needs: ClassVar[tuple[str, ...]] = ("label", "prediction")
+    labels_are: ClassVar[tuple[LabelsAre, ...]] = ("a name",)
 
     def count(self, record: Record) -> Mapping[Any, float]:
         label = one(self, record["label"])

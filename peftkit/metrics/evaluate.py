@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import PrivateAttr
 
 from peftkit.errors import ConfigError
-from peftkit.metrics.base import Metric, Record
+from peftkit.metrics.base import LabelsAre, Metric, Record
 
 PAIRS = (("answer", "answers"), ("generated", "reference"), ("predicted_tags", "tags"), ("prediction", "label"))
 """The keys of a record that are given as predictions and references: the first pair that the task's own metrics read."""
@@ -41,6 +41,8 @@ class Evaluate(Metric, name="evaluate"):
     _pair: tuple[str, str] | None = PrivateAttr(default=None)
     _labels: tuple[str, ...] = PrivateAttr(default=())
 
+    labels_are: ClassVar[tuple[LabelsAre, ...]] = ("a name", "names", "numbers")
+
     @property
     def called(self) -> str:
         return self.path if self.on_hub else Path(self.path).stem
@@ -67,9 +69,14 @@ class Evaluate(Metric, name="evaluate"):
         return fitted
 
     def conflicts(self, run: Any) -> Iterator[str]:
-        """A script that is not there."""
+        """A script that is not there, or no name."""
+        if self.on_hub and not self.path.removeprefix("hub:").strip("/ "):
+            yield f"--eval.metrics {self.path} names no metric of the hub; write hub:NAME, as in hub:squad"
         if not self.on_hub and not Path(self.path).exists():
             yield f"--eval.metrics {self.path}: no such file; a metric of the hub is written hub:NAME"
+
+    def ready(self) -> None:
+        _ = self._module
 
     def compute(self, records: Sequence[Record]) -> dict[str, float]:
         predictions, references = self.keys(records)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peftkit.metrics.base import Metric, Record
+from peftkit.metrics.base import LabelsAre, Metric, Record
 from peftkit.metrics.tally import Tally, share
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ class Distance(Tally):
     """A mean over all values of what a difference costs."""
 
     needs: ClassVar[tuple[str, ...]] = NEEDS
+    labels_are: ClassVar[tuple[LabelsAre, ...]] = ("numbers",)
     higher_is_better: ClassVar[bool] = False
 
     def count(self, record: Record) -> Mapping[Any, float]:
@@ -54,6 +55,7 @@ class OfColumns(Metric):
     """The mean over the columns of a number that a whole column has."""
 
     needs: ClassVar[tuple[str, ...]] = NEEDS
+    labels_are: ClassVar[tuple[LabelsAre, ...]] = ("numbers",)
 
     def compute(self, records: Sequence[Record]) -> dict[str, float]:
         import numpy as np

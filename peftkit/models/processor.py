@@ -35,7 +35,11 @@ def _read_media(settings: Model, source: str, reads: str) -> Any:
             continue
         if not hasattr(read, "get_vocab"):  # AutoProcessor falls back to a tokenizer
             return read
-    raise ModelError(f"{source} has no processor for {reads} that can be read ({said})")
+    what = {"image": "images", "audio": "sounds"}[reads]
+    raise ModelError(
+        f"{source} has no processor of {what} that can be read ({said.partition('. ')[0]});"
+        f" name a model that is made for {what}, or another task"
+    )
 
 
 def vocabulary(tokenizer: Any) -> int:

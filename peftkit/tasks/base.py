@@ -70,6 +70,16 @@ class Task(Choice, kind="task", default="chat"):
     generates: ClassVar[bool] = False
     """Whether the model can be asked to write for it (`prompts`)."""
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """Keys of its records that a metric may read, besides those that its default metrics do."""
+        return ()
+
+    @property
+    def labels_are(self) -> tuple[str, ...]:
+        """What a record's `label` is (`a name`, `names`, `numbers`), or may be until the rows have been seen."""
+        return ("a name",)
+
     def model_class(self) -> Any:
         """The transformers class to load, `AutoModelForCausalLM` or a sibling."""
         raise NotImplementedError

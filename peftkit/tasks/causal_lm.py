@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from peftkit.tasks.base import IGNORED, Batch, Features, Row, RowError
@@ -29,15 +28,6 @@ class CausalLM(NextToken, name="causal_lm"):
 
     def expected(self, batch: Batch) -> None:
         """None, for the same reason."""
-
-    def conflicts(self, run: Any) -> Iterator[str]:
-        yield from super().conflicts(run)
-        for metric in run.eval.metrics or ():
-            if "generated" in metric.needs:
-                yield (
-                    f"--eval.metrics {metric.name} scores what the model writes, and --task causal_lm has no prompts to"
-                    " write from; --task chat has, with rows of prompts and responses"
-                )
 
 
 def text_of(row: Row, column: str) -> str:

@@ -33,6 +33,10 @@ class Chat(NextToken, name="chat"):
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "response"))
     given: ClassVar[tuple[str, ...]] = ("response",)
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return "reference", "generated"
+
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:
         if not processor.chat_template:
             raise DataError(

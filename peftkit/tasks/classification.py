@@ -83,6 +83,15 @@ class Classification(Labelled):
     """single_label with two labels: the one that the threshold is for; left out: the second."""
 
     @property
+    def keeps(self) -> tuple[str, ...]:
+        return ("label", "prediction", *(() if self.problem == "regression" else ("probabilities",)))
+
+    @property
+    def labels_are(self) -> tuple[str, ...]:
+        kinds = {"single_label": "a name", "multi_label": "names", "regression": "numbers"}
+        return (kinds[self.problem],) if self.problem in kinds else tuple(kinds.values())
+
+    @property
     def _problem(self) -> Problem:
         return PROBLEMS[self.problem](self)
 
@@ -103,6 +112,8 @@ class Classification(Labelled):
         labels = [row.get("label") for row in rows]
         problem = problem_of(labels) if self.problem == "auto" else self.problem
         fitted = self.model_copy(update={"problem": problem})
+        if idle := list(fitted._idle_settings()):
+            raise LabelError(idle[0])
         fitted = fitted.model_copy(update=fitted._problem.fit(labels))
         fitted.check_weights()
         fitted.check_thresholds()

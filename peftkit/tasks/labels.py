@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from peftkit.tasks.base import LabelError
@@ -14,9 +14,7 @@ Problem = Literal["single_label", "multi_label", "regression"]
 def problem_of(labels: Iterable[Any]) -> Problem:
     """What rows ask for: several labels where they are listed, a number where one is not whole, else one label."""
     kind: Problem = "single_label"
-    for label in labels:
-        if is_missing(label):
-            continue
+    for label in _of_one_kind(labels):
         if isinstance(label, (list, tuple)) and any(_is_fraction(value) for value in label):
             return "regression"
         if isinstance(label, (list, tuple, dict)) or (isinstance(label, str) and "|" in label):
@@ -26,6 +24,23 @@ def problem_of(labels: Iterable[Any]) -> Problem:
         elif kind == "regression" and number(label) is None:
             return "single_label"  # names among the numbers: they are names all of them
     return kind
+
+
+def _of_one_kind(labels: Iterable[Any]) -> Iterator[Any]:
+    """Those that are there. LabelError where some are lists of names and others are names: one of the two is a mistake."""
+    kinds: set[bool] = set()
+    for label in labels:
+        if is_missing(label) or label == "":
+            continue
+        is_list = isinstance(label, (list, tuple, dict))
+        if is_list or not (isinstance(label, str) and "|" in label):
+            kinds.add(is_list)
+        if len(kinds) > 1:
+            raise LabelError(
+                "some labels are lists or objects and others are not; say what is meant with --task.problem, and the rows"
+                " that are otherwise are named"
+            )
+        yield label
 
 
 def is_missing(label: Any) -> bool:
@@ -94,7 +109,7 @@ def _is_fraction(value: Any) -> bool:
 
 
 def is_number(name: str) -> bool:
-    return name.removeprefix("-").isdigit()
+    return name.removeprefix("-").isdecimal()
 
 
 def by_number(name: str) -> tuple[bool, int, str]:

@@ -39,6 +39,10 @@ class MultipleChoice(Task, name="multiple_choice"):
     count_from: Literal[0, 1] = 0
     """The number of the first choice in `label`; letters and the choices' own names need none."""
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return "label", "prediction", "probabilities"
+
     def model_class(self) -> Any:
         from transformers import AutoModelForMultipleChoice
 
@@ -56,6 +60,8 @@ class MultipleChoice(Task, name="multiple_choice"):
     def _encoded(self, row: Row, choice: str, processor: Any, max_length: int) -> dict[str, list[int]]:
         """Context, question and choice as two texts; of the first there may be less, the choice is always whole."""
         question, context = (row.get(name) for name in ("question", "context"))
+        if not question and not context:
+            raise RowError("no 'context' and no 'question'")
         first = text_of(row, "context" if context else "question")
         second = f"{text_of(row, 'question')} {choice}" if context and question else choice
         room = max_length - len(processor(second, add_special_tokens=False, verbose=False)["input_ids"])
@@ -74,7 +80,7 @@ class MultipleChoice(Task, name="multiple_choice"):
         if name in names:
             return names.index(name)
         letter = LETTERS.find(name.upper()) if len(name) == 1 else -1
-        number = int(name) - self.count_from if name.isdigit() else letter
+        number = int(name) - self.count_from if name.isdecimal() else letter
         if not 0 <= number < choices:
             raise LabelError(
                 "'label' is the number, the letter or the name of no choice (numbers begin at --task.count_from)"

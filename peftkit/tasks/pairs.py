@@ -22,6 +22,8 @@ def pair_of(row: Row) -> list[Answer]:
     for side in ("chosen", "rejected"):
         if not row.get(side):
             raise RowError(f"no {side!r}")
+        if not isinstance(row[side], (str, list)):
+            raise RowError(f"{side!r} is no text and no list of messages")
     if row["chosen"] == row["rejected"]:
         raise RowError("'chosen' and 'rejected' are the same")
     return [(row.get("prompt"), row["chosen"]), (row.get("prompt"), row["rejected"])]

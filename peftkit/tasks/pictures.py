@@ -117,6 +117,8 @@ def _decoded(value: str | bytes) -> Any:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise RowError("its image's file is not there") from None
+    except IsADirectoryError:
+        raise RowError("its image is a folder") from None
     except UnidentifiedImageError:
         raise RowError("its file cannot be read as an image") from None
     except Image.DecompressionBombError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftkit.tasks.base import IGNORED, LabelError, Record
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from peftkit.tasks.classification import Classification
+
+
+OTHERS = "--task.labels names all labels"
+"""Where labels outside the set may be right."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,14 @@ class OneLabel(Problem):
     kind = "single_label_classification"
 
     def fit(self, labels: Sequence[Any]) -> dict[str, Any]:
-        counts = Counter(name for label in labels if (name := label_name(label)) is not None)
+        counts = Counter(chain.from_iterable(known_names(label) for label in labels))
         names = self.task.labels or sorted(counts, key=by_number)
         if len(names) < 2:
             raise LabelError(f"the training rows have {len(names)} label; a classification needs two or more")
         fitted: dict[str, Any] = {"labels": names}
         if self.task.class_weights == "balanced":
-            known = Counter(names[self._number(label, names)] for label in labels if self._is_known(label, names))
+            named = [label for label in labels if known_names(label)]
+            known = Counter(names[self._number(label, names)] for label in named if self._is_known(label, names))
             fitted["class_weights"] = balanced({name: known[name] for name in names})
         return fitted
 
@@ -106,7 +112,7 @@ class OneLabel(Problem):
         if label_name(label) is None:
             raise LabelError("no 'label'")
         if not self._is_known(label, names):
-            raise LabelError(f"'label' is none of {listed(names)}")
+            raise LabelError(f"'label' is none of {listed(names)} ({OTHERS})")
         return self._number(label, names)
 
     def unknown(self) -> int:
@@ -166,7 +172,7 @@ class SeveralLabels(Problem):
         hot = is_multi_hot(labels) if task.multi_hot is None else task.multi_hot
         fitted: dict[str, Any] = {"multi_hot": hot, "separator": task.separator or separator_of(labels)}
         width = max((len(label) for label in labels if isinstance(label, (list, tuple))), default=0)
-        given = [] if hot else [label_names(label, fitted["separator"]) for label in labels if not is_missing(label)]
+        given = [] if hot else [known_names(label, fitted["separator"], several=True) for label in labels]
         found = map(str, range(width)) if hot else {name for names in given for name in names}
         fitted["labels"] = task.labels or sorted(found, key=by_number)
         if len(fitted["labels"]) < 2:
@@ -235,10 +241,11 @@ class Numbers(Problem):
     kind = "regression"
 
     def fit(self, labels: Sequence[Any]) -> dict[str, Any]:
-        widths = {len(label) if isinstance(label, (list, tuple)) else 1 for label in labels if not is_missing(label)}
+        known = [label for label in labels if not is_missing(label)]
+        widths = Counter(len(label) if isinstance(label, (list, tuple)) else 1 for label in known)
         if self.task.numbers is None and not widths:
             raise LabelError("the training rows have no label")
-        return {"numbers": self.task.numbers or max(widths)}
+        return {"numbers": self.task.numbers or widths.most_common(1)[0][0]}
 
     def encode(self, label: Any) -> float | list[float]:
         values = numbers_of(label)
@@ -274,6 +281,17 @@ class Numbers(Problem):
 
     def words(self, labels: Any) -> str:
         return ", ".join(f"{value:g}" for value in (labels if isinstance(labels, list) else [labels]))
+
+
+def known_names(label: Any, separator: str | None = None, several: bool = False) -> list[str]:
+    """The names of a training row's label; none if it is no such label, which is said where the row is encoded."""
+    try:
+        if several:
+            return label_names(label, separator)
+        name = label_name(label)
+    except LabelError:
+        return []
+    return [] if name is None else [name]
 
 
 def listed(names: Sequence[str]) -> str:

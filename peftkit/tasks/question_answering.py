@@ -54,7 +54,7 @@ class QuestionAnswering(Task, name="question_answering"):
         return AutoModelForQuestionAnswering
 
     def fit(self, rows: Sequence[Row]) -> Self:
-        if self.no_answer_threshold is not None or all(_texts(row) for row in rows):
+        if self.no_answer_threshold is not None or not any(map(_is_unanswerable, rows)):
             return self
         return self.model_copy(update={"no_answer_threshold": 0.0})
 
@@ -172,6 +172,14 @@ def answers_of(row: Row) -> list[Answer]:
     return [_answer(answer.get("text"), answer.get("answer_start")) for answer in answers]
 
 
+def _is_unanswerable(row: Row) -> bool:
+    """Whether the row says that there is no answer; one that cannot be read says nothing, and is reported where it is encoded."""
+    try:
+        return not answers_of(row)
+    except RowError:
+        return False
+
+
 def _answer(text: Any, start: Any) -> Answer:
     if not isinstance(text, str) or not text.strip() or isinstance(start, bool) or not isinstance(start, int):
         raise RowError("an answer has no `text`, or no number as its `answer_start`")
@@ -188,8 +196,8 @@ def _first_span(answers: Sequence[Answer], context: str) -> tuple[int, int] | No
     for text, start in answers:
         if start < 0 or context[start : start + len(text)] != text:
             others = context.count(text)
-            where = f"it stands there {others} times" if others else "it does not stand there at all"
-            raise RowError(f"an answer does not stand at its answer_start in the context ({where})")
+            where = f"but {others} time{'s' * (others > 1)} elsewhere" if others else "nor anywhere else"
+            raise RowError(f"an answer does not stand at its answer_start in the context, {where}")
     if not answers:
         return None
     text, start = answers[0]

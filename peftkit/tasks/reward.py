@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat
 
-from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, Task
+from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
+from peftkit.tasks.labels import number
 from peftkit.tasks.next_token import stack
 from peftkit.tasks.pairs import answers_of, pair_of, pieces_of
 
@@ -41,8 +42,10 @@ class Reward(Task, name="reward"):
 
     def encode(self, row: Row, processor: Any, max_length: int) -> Features:
         (chosen, _), (rejected, _) = answers_of(pair_of(row), processor, max_length)
-        margin = row.get("margin")
-        return {"chosen_input_ids": chosen, "rejected_input_ids": rejected, "margin": float(margin or 0)}
+        margin = number(row.get("margin") or 0)
+        if margin is None:
+            raise RowError("'margin' is no number")
+        return {"chosen_input_ids": chosen, "rejected_input_ids": rejected, "margin": margin}
 
     def collate(self, features: Sequence[Features], processor: Any) -> Batch:
         """(2 x pairs, positions), the chosen ones first; `labels` says which pairs count."""

@@ -77,6 +77,10 @@ class Seq2Seq(Task, name="seq2seq"):
             return self
         return self.model_copy(update={"max_target_length": length, "decoder_start": start})
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return "reference", "generated", "correct"
+
     def model_class(self) -> Any:
         from transformers import AutoModelForSeq2SeqLM
 

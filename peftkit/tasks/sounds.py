@@ -139,18 +139,23 @@ def _source(value: Any) -> Any:
     """A path, bytes, or (array, rate): rate None where a list of numbers says none."""
     import numpy
 
+    rate = None
     if isinstance(value, dict):
-        if value.get("array") is not None:
-            return numpy.asarray(value["array"], dtype=numpy.float64), value.get("sampling_rate")
-        value = value.get("bytes") or value.get("path")
-    if value is None or value == "" or value == []:
+        rate = value.get("sampling_rate")
+        value = value.get("bytes") or value.get("path") if value.get("array") is None else value["array"]
+    if rate is not None and (not isinstance(rate, int) or rate < 1):
+        raise RowError("its sound's `sampling_rate` is no number of samples a second")
+    if value is None or (isinstance(value, (str, list)) and not value):
         raise RowError("no 'audio'")
     if isinstance(value, str | bytes):
         return value
     try:
-        return numpy.asarray(value, dtype=numpy.float64), None
+        wave = numpy.asarray(value, dtype=numpy.float64)
     except (TypeError, ValueError):
         raise RowError("'audio' is no path and no list of samples") from None
+    if not wave.ndim:
+        raise RowError("'audio' is no path and no list of samples")
+    return wave, rate
 
 
 def _file(source: str | bytes) -> Any:

@@ -78,6 +78,10 @@ class SpeechRecognition(Task, name="speech_recognition"):
             return self
         return self.model_copy(update={"pad_to": min(self.seconds, sounds.longest(rows))})
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return () if self.writes == "ctc" else ("correct",)
+
     def model_class(self) -> Any:
         from transformers import AutoModelForCTC, AutoModelForSpeechSeq2Seq
 

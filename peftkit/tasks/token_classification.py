@@ -15,7 +15,7 @@ from peftkit.tasks.classification import Labelled, named
 from peftkit.tasks.labels import by_number, is_number, label_name
 from peftkit.tasks.losses import balanced, summed
 from peftkit.tasks.next_token import stack
-from peftkit.tasks.problems import listed
+from peftkit.tasks.problems import OTHERS, listed
 from peftkit.tasks.schemes import OUTSIDE, is_valid, marks_entities, scheme_of, written
 from peftkit.tasks.words import Window, Words, owners, windows_of
 
@@ -51,6 +51,10 @@ class TokenClassification(Labelled, name="token_classification"):
     @classmethod
     def _read_scheme(cls, scheme: Any) -> Any:
         return scheme.upper() if isinstance(scheme, str) and scheme.lower().startswith("iob") else scheme
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return "tags", "predicted_tags", "correct"
 
     def default_metrics(self) -> tuple[str, ...]:
         plain = self.scheme == "none" and not marks_entities(self.labels or ["B-X"])
@@ -107,8 +111,8 @@ class TokenClassification(Labelled, name="token_classification"):
 
     def _tags(self, row: Row, words: Words) -> list[str | None]:
         if row.get("tokens") is not None:
-            return [self._name(tag) for tag in row["tags"]]
-        spans = [entity_of(entity, words.text) for entity in row.get("entities") or []]
+            return [self._name(tag) for tag in listed_in(row, "tags")]
+        spans = [entity_of(entity, words.text) for entity in listed_in(row, "entities")]
         entities = sorted((*words.of(start, end), kind) for start, end, kind in spans)
         if any(one[1] > other[0] for one, other in pairwise(entities)):
             raise RowError("its entities overlap")
@@ -133,7 +137,7 @@ class TokenClassification(Labelled, name="token_classification"):
     def _number(self, tag: str | None) -> int:
         names = self.labels or []
         if tag is not None and tag not in names:
-            raise LabelError(f"one of its tags is none of {listed(names)}")
+            raise LabelError(f"one of its tags is none of {listed(names)} ({OTHERS})")
         return IGNORED if tag is None else names.index(tag)
 
     def _features(self, number: int, window: Window, owner: dict[int, int], ids: Sequence[int]) -> Features:
@@ -216,9 +220,19 @@ def is_unlabelled(row: Row) -> bool:
     return False
 
 
+def listed_in(row: Row, column: str) -> Sequence[Any]:
+    """The column's list. LabelError for anything else."""
+    values = row.get(column)
+    if not isinstance(values, (list, tuple)):
+        raise LabelError(f"{column!r} is no list")
+    return values
+
+
 def words_of(row: Row) -> Words:
     """The row's words as they are given, or as they are found in its text."""
     tokens = row.get("tokens")
+    if tokens is None and row.get("text") is None:
+        raise RowError("no 'tokens'" if "tokens" in row else "no 'text'")
     if tokens is None:
         return Words.found(text_of(row, "text"))
     if not isinstance(tokens, (list, tuple)) or not all(isinstance(token, str) for token in tokens):

@@ -78,7 +78,7 @@ def test_labels_of_a_list_may_be_named_by_place_where_the_names_are_no_numbers()
 @pytest.mark.parametrize(
     ("task", "label", "message"),
     [
-        (fitted(GENRES), "war|peace", "'label' is none of love, war$"),
+        (fitted(GENRES), "war|peace", r"'label' is none of love, war \(--task.labels names all labels\)$"),
         (fitted(GENRES), None, "no 'label'"),
         (fitted(GENRES, multi_hot=True, labels=["love", "war"]), [1, 0, 1], "no list of 2 zeros and ones"),
         (fitted(SCORES), "secret", "'label' is no number$"),

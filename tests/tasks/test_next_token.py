@@ -105,7 +105,7 @@ def test_plain_text_has_no_prompts_so_nothing_is_written():
     batch = CausalLM().collate(encoded(CausalLM()), tokenizer())
     assert CausalLM().prompts(batch, tokenizer()) is None
     run = Run(task="causal_lm", data="x.jsonl", eval={"metrics": ["bleu"]})
-    assert [problem for problem in run.problems() if "bleu" in problem and "no prompts" in problem]
+    assert [problem for problem in run.problems() if "bleu" in problem and "`generated`" in problem]
     assert not [problem for problem in Run(task="chat", eval={"metrics": ["bleu"]}).problems() if "bleu" in problem]
 
 

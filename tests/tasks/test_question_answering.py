@@ -75,8 +75,8 @@ def test_no_answer_points_to_the_token_that_stands_for_none() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answers": {"text": ["the small cat"], "answer_start": [3]}}, "stands there 1 times"),
-        ({"answers": {"text": ["a dog"], "answer_start": [3]}}, "not stand there at all"),
+        ({"answers": {"text": ["the small cat"], "answer_start": [3]}}, "but 1 time elsewhere"),
+        ({"answers": {"text": ["a dog"], "answer_start": [3]}}, "nor anywhere else"),
         ({"answers": {"text": ["a"], "answer_start": []}}, "two lists"),
         ({"answers": "cat"}, "no object of lists"),
         ({"answers": [{"text": "cat"}]}, "no `text`, or no number"),

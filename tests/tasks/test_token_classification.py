@@ -199,7 +199,7 @@ def test_the_scheme_is_the_one_that_all_rows_keep():
         (
             {"tokens": ["secret"], "tags": ["B-X"]},
             LabelError,
-            "one of its tags is none of O, B-ANIMAL, B-LOC, I-ANIMAL$",
+            r"one of its tags is none of O, B-ANIMAL, B-LOC, I-ANIMAL \(--task.labels names all labels\)$",
         ),
         ({"tokens": ["secret"], "tags": None}, LabelError, "no 'tags'$"),
         ({"text": "secret"}, LabelError, "no 'entities'$"),

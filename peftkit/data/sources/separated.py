@@ -33,7 +33,8 @@ def _records(reader: Any, path: Path) -> Numbered:
                 header = _checked_header(record, path)
             line = reader.line_num + 1
     except csv.Error as problem:
-        raise DataError(f"{path.name} line {line}: {problem}") from None
+        hint = " (a double quote that nothing closes?)" if "end of data" in str(problem) else ""
+        raise DataError(f"{path.name} line {line}: {problem}{hint}") from None
 
 
 def _checked_header(header: list[str], path: Path) -> list[str]:
