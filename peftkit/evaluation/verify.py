@@ -53,6 +53,9 @@ class Question:
     """Per batch, which of its logits are compared: a mask over (rows, positions); None takes all."""
     prompts: list[Tensor] = field(default_factory=list)
     """Token ids to be continued."""
+    each: bool = False
+    """Whether each output is a number or a decision of its own, so that a shift of all of them changes what is said. The
+    model that was trained knows; a base under an exported adapter does not."""
 
 
 @dataclass
@@ -68,7 +71,7 @@ def question(model: nn.Module, task: Task, batches: Sequence[Batch]) -> Question
     """The held-out rows as both models will see them. At most POSITIONS logits and PROMPTS prompts are asked for."""
     inputs = [task.inputs(batch) for batch in batches]
     masks = [target_mask(model, batch) for batch in batches]
-    return Question(inputs, thinned(masks), prompts(model, batches))
+    return Question(inputs, thinned(masks), prompts(model, batches), decides_each(model))
 
 
 def target_mask(model: nn.Module, batch: Batch) -> Tensor | None:
@@ -129,11 +132,10 @@ def answer(model: nn.Module, asked: Question) -> Answer:
         ]
         texts = [continued(model, ids.to(device)) for ids in asked.prompts]
     found = torch.cat(widened(logits))
-    return Answer(found.reshape(-1, 1) if decides_each(model) else found, texts)
+    return Answer(found.reshape(-1, 1) if asked.each else found, texts)
 
 
 def decides_each(model: nn.Module) -> bool:
-    """Whether each output is a number or a decision of its own, so that a shift of all of them changes what is said."""
     return getattr(plain_model(model).config, "problem_type", None) in ("multi_label_classification", "regression")
 
 
@@ -378,6 +380,7 @@ def write_request(desk: Path, exporter: Exporter, folder: Path, reading: Reading
         "device": device,
         "others": others,
         "prompts": len(asked.prompts),
+        "each": asked.each,
     }
     (desk / "request.json").write_text(json.dumps(request))
 
@@ -391,7 +394,8 @@ def read_question(desk: Path, request: Mapping[str, Any]) -> Question:
             {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)} | others
         )
         positions.append(tensors.get(f"positions.{number}"))
-    return Question(inputs, positions, [tensors[f"prompts.{number}"] for number in range(request["prompts"])])
+    texts = [tensors[f"prompts.{number}"] for number in range(request["prompts"])]
+    return Question(inputs, positions, texts, request["each"])
 
 
 def read_answer(desk: Path) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from peftkit.exporters.base import Exporter, Reading
 from peftkit.tasks import Task
 
 MANUAL = "peftkit.json"
+FOR_PEOPLE = (MANUAL, "README.md", "certificate.json")
+"""What no model is read from."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Manual:
     """Settings of the data by which a row is read: `max_length`, `truncate`, `stride`, `columns`."""
     generate: Mapping[str, Any]
     """How texts are written."""
+    files: Sequence[str] = ()
+    """What lay in the folder when it was written: without one of them another model may answer, and nobody would know."""
 
     def write(self, folder: Path) -> None:
         held = {
@@ -34,6 +38,7 @@ class Manual:
             "task": self.task.model_dump(mode="json"),
             "data": dict(self.data),
             "generate": dict(self.generate),
+            "files": sorted(path.name for path in folder.iterdir() if path.name not in FOR_PEOPLE),
         }
         (folder / MANUAL).write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
 
@@ -42,4 +47,6 @@ class Manual:
         held = json.loads((folder / MANUAL).read_text(encoding="utf-8"))
         exporter: Exporter = Exporter.model_validate(held["exporter"])
         task: Task = Task.model_validate(held["task"])
-        return cls(exporter, Reading.from_json(held["reading"]), task, held["data"], held["generate"])
+        return cls(
+            exporter, Reading.from_json(held["reading"]), task, held["data"], held["generate"], held.get("files", ())
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from peftkit.config.read import load as load_run
 from peftkit.config.sections import Data, Generate, Model
@@ -68,11 +69,12 @@ def open_trained(place: Path, checkpoint: str | None = None) -> Trained:
 def from_run(place: Path, checkpoint: str | None) -> Trained:
     run = load_run(place / "config.yaml")
     taken = find_checkpoints(RunFolder(place), checkpoint or run.checkpoint.final, run.checkpoint.average)
+    weights = read_result(taken, averaged=run.regularize.ema is not None)  # first of all: it says what is damaged
     task = run.task.model_copy(update=dict(read_progress(taken[-1]).tuned))
     base = load(run.model, task, run.strategy, dtype_of(run), run.seed, run.data.cache)
     check_base(taken[-1], base)
     model = run.strategy.adapt(base.model, base.fresh)
-    put_trained(model, read_result(taken, averaged=run.regularize.ema is not None))
+    put_trained(model, weights)
     return Trained(
         place,
         model.eval(),
@@ -87,12 +89,12 @@ def from_run(place: Path, checkpoint: str | None) -> Trained:
 
 
 def from_export(folder: Path) -> Trained:
-    manual = Manual.read(folder)
+    manual = manual_of(folder)
     task = manual.task
     try:
         model = manual.exporter.open(folder, manual.reading)
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise ModelError(f"{folder} cannot be opened: {problem}") from problem
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+        raise ModelError(f"{folder} cannot be opened: {why(problem, folder, manual.reading)}") from problem
     settings = Model(path=str(folder))
     processor = load_processor(settings, str(folder), task.reads)
     source = str(folder) if (folder / "config.json").is_file() else manual.reading.base
@@ -106,6 +108,33 @@ def from_export(folder: Path) -> Trained:
         Generate.model_validate(manual.generate),
         partial(base_of, manual.reading, task),
     )
+
+
+def manual_of(folder: Path) -> Manual:
+    """What the export says of itself. ModelError if files of it are missing, or that cannot be read."""
+    try:
+        manual = Manual.read(folder)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ModelError(f"{folder / MANUAL} cannot be read ({problem}); export the run again") from problem
+    missing = [name for name in manual.files if not (folder / name).exists()]
+    if missing:
+        raise ModelError(f"{folder} lacks {', '.join(missing)}, which it was exported with; copy the whole folder")
+    return manual
+
+
+def why(problem: Exception, folder: Path, reading: Reading) -> str:
+    """The base of an adapter that has gone, weights that were cut short, or else what the library says."""
+    if (
+        reading.base.startswith(("/", "."))
+        and not Path(reading.base).exists()
+        and not (folder / "config.json").is_file()
+    ):
+        return (
+            f"its base model {reading.base} is not there; put it back, or export the run --to merged, which needs none"
+        )
+    if isinstance(problem, SafetensorError):
+        return f"its weights are damaged ({problem}); copy or export it again"
+    return str(problem).partition("\n")[0]
 
 
 def base_of(reading: Reading, task: Task) -> Any:
