@@ -84,10 +84,16 @@ def exchange(engine: Engine) -> None:
                 weights = flat.detach().clone()
                 flat.data.copy_(average)
                 average.copy_(weights)
-    _show(engine)
+    show(engine)
 
 
-def _show(engine: Engine) -> None:
+def forget(engine: Engine) -> None:
+    """Keep no average any more."""
+    for state in engine.torch_optimizer.state.values():
+        state.pop(AVERAGE, None)
+
+
+def show(engine: Engine) -> None:
     """Let the model compute with what the optimizer holds, as DeepSpeed does at the end of each step."""
     wrapper = engine.deepspeed.optimizer
     if engine.zero in (1, 2):

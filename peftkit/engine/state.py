@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from peftkit.engine.average import forget, show
 from peftkit.engine.open import Engine
 from peftkit.engine.statistics import statistics
 from peftkit.errors import CheckpointError
@@ -102,6 +103,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{name} is {tuple(value.shape)} in the checkpoint and {shape} in the model")
         with gathered(parameter, writing=True), torch.no_grad():
             parameter.copy_(value)
+
+
+def put_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
+    """Let an engine compute with `weights`, which name all that trains, in place of its own and of their average."""
+    forget(engine)
+    for name, parameter in engine.trained().items():
+        _set_full(engine, parameter, weights[name], None)
+    for name, buffer in statistics(engine.model).items():
+        buffer.copy_(weights[name])
+    show(engine)
 
 
 def full_weight(engine: Engine, parameter: nn.Parameter) -> Tensor:

@@ -77,7 +77,7 @@ def export(
         certificate = export_trained(
             exporter, model, base.processor, run, batches, folder.export(exporter.name),
             source=base.source, fingerprint=check_base(trained_in, base),
-            step=int(trained_in.name.rpartition("-")[2]), metrics=newest_metrics(folder),
+            step=int(trained_in.name.rpartition("-")[2]), metrics=scored_metrics(folder, taken, run.checkpoint.final == "average"),
         )  # fmt: skip
         show(certificate, folder.export(exporter.name))
     return folder.export(exporter.name)
@@ -297,15 +297,21 @@ def put_trained(model: nn.Module, trained: Mapping[str, Tensor]) -> None:
         parameters[name].data = value.to(parameters[name].device)
 
 
-def newest_metrics(folder: RunFolder) -> dict[str, float]:
-    """The numbers of the last evaluation of each split, without those of single labels, languages, ... (`f1/good`)."""
+def scored_metrics(folder: RunFolder, taken: Sequence[Path], tests_average: bool) -> dict[str, float]:
+    """What the weights of these checkpoints scored, without the numbers of single labels, languages, ... (`f1/good`).
+
+    Validations score the weights of their step, and the test what the run exports: the mean of checkpoints, if it
+    `tests_average`.
+    """
     if not folder.metrics.is_file():
         return {}
+    step, is_mean = int(taken[-1].name.rpartition("-")[2]), len(taken) > 1
     rows = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
-    last = {row["split"]: row for row in rows if "split" in row}
+    last = {row["split"]: row for row in rows if "split" in row and row["step"] == step}
     return {
         f"{split} {name}": value
         for split, row in last.items()
+        if is_mean == (tests_average and split == "test")
         for name, value in row.items()
         if isinstance(value, (int, float)) and name != "step" and "/" not in name
     }

@@ -15,13 +15,24 @@ from peftkit.config.run import Run
 from peftkit.data.batches import steps_per_epoch
 from peftkit.engine.ahead import with_ahead
 from peftkit.engine.average import averaged, follow
-from peftkit.engine.checkpoint import PARTIAL, Progress, Saved, newest, prune, read_trained, resume, save
+from peftkit.engine.checkpoint import (
+    PARTIAL,
+    Progress,
+    Saved,
+    newest,
+    prune,
+    read_progress,
+    read_result,
+    read_trained,
+    resume,
+    save,
+)
 from peftkit.engine.loop import Step, steps
 from peftkit.engine.noise import add_noise
 from peftkit.engine.open import Engine, open_engine
 from peftkit.engine.pull import pull_back
 from peftkit.engine.random_state import seed_all
-from peftkit.engine.state import capture, load_weights, restore
+from peftkit.engine.state import capture, load_weights, put_weights, restore
 from peftkit.engine.statistics import share_statistics
 from peftkit.engine.world import World, identity, joined
 from peftkit.errors import ConfigError
@@ -92,7 +103,7 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
                 prune(folder, run.checkpoint.keep, progress.best_step)
         if last:
             break
-    evaluate(job, engine, "test", progress, teller, last=True)
+    score_test(job, engine, folder, progress, teller)
     engine.close()
     return progress
 
@@ -209,6 +220,24 @@ def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: T
     ends = ends_of_intervals(scored.records, job.metrics, scored.task, job.run.eval.bootstrap if last else 0)
     teller.evaluation(split, progress.step, {**scored.numbers, **ends})
     return better
+
+
+def score_test(job: Job, engine: Engine, folder: RunFolder, progress: Progress, teller: Teller) -> None:
+    """Score the test rows once, with the weights and the thresholds that are exported."""
+    from peftkit.flows.export import find_checkpoints
+
+    chosen = job.run.checkpoint
+    if job.prepared.test is not None and chosen.final != "last":
+        taken = find_checkpoints(folder, chosen.final, chosen.average)
+        weights = read_result(taken, averaged=job.run.regularize.ema is not None)
+        if engine.trained().keys() <= weights.keys():
+            put_weights(engine, weights)
+            progress = read_progress(taken[-1])
+        else:  # the layers that train by now were the base's then
+            teller.warn(
+                f"less was trained at step {read_progress(taken[-1]).step}: the test is scored at the last step"
+            )
+    evaluate(job, engine, "test", progress, teller, last=True)
 
 
 def note(job: Job, progress: Progress, scored: Scored) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from peftkit.config.run import Run
 from peftkit.evaluation.certificate import Certificate
 from peftkit.exporters.manual import Manual
+from peftkit.flows.evaluate import Asked, evaluate
 from peftkit.flows.export import export
 from peftkit.flows.train import train
 from tests.tiny import save_tiny
@@ -106,6 +107,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "optim": {"name": "sgd", "lr": 50, "clip": 0},
         "schedule": "constant",
         "eval": {"every": 1, "patience": 2, "bootstrap": 20, "before": False},
+        "checkpoint": {"final": "best"},
         "out": str(folder / "run"),
     }
     train(Run.model_validate(settings))
@@ -125,3 +127,17 @@ def test_a_run_that_is_over_is_not_trained_on(stopped: dict[str, Any]) -> None:
     train(Run.model_validate({**stopped, "resume": True}))
     assert (out / "metrics.jsonl").read_text() == before[0]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before[1]
+
+
+def test_the_test_and_the_card_are_of_the_weights_that_are_exported(stopped: dict[str, Any]) -> None:
+    """Here the best checkpoint's, which is not the last."""
+    out = Path(stopped["out"])
+    (test,) = evaluations(out, "test")
+    best = min(evaluations(out, "validation"), key=lambda row: row["loss"])
+    assert test["step"] == best["step"] < evaluations(out, "validation")[-1]["step"]
+    again = evaluate(out, Asked(stopped["data"]["test"]))
+    assert test["loss"] == pytest.approx(again["loss"], rel=1e-6)
+    card = (export(out, to="merged") / "README.md").read_text()
+    assert f"| validation loss | {best['loss']:.6g} |" in card and f"| test loss | {test['loss']:.6g} |" in card
+    card = (export(out, to="merged", checkpoint="last") / "README.md").read_text()
+    assert f"| validation loss | {evaluations(out, 'validation')[-1]['loss']:.6g} |" in card and "test loss" not in card
