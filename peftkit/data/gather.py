@@ -33,7 +33,7 @@ class Gathered:
 
 def gather(data: Data, task: Task, seed: int, by: str | None = None, anchor: str | None = None) -> Gathered:
     """All rows of a run. DataError for everything that is wrong with them."""
-    sources, tables = None, {}
+    sources, tables, asked = None, {}, task
     if data.mixture:
         task, sources, parts = mixture.read_mixture(data, task, _kept(data, by))
     else:
@@ -46,6 +46,9 @@ def gather(data: Data, task: Task, seed: int, by: str | None = None, anchor: str
     for split, source in {"validation": data.validation, "test": data.test, "anchor": anchor}.items():
         if source is not None:
             tables[split] = _read(data, task, source, split, by)
+    if getattr(asked, "class_weights", None) == "balanced" and data.held_out:
+        # All labels are known by now; what each counts is of the rows that are learnt, and not of those held out.
+        task = mixture.fit(task.model_copy(update={"class_weights": "balanced"}), tables["train"])
     rows = len(tables["train"].rows)
     if data.augment.copies:
         tables["train"] = augmented(tables["train"], data.augment, task.texts, seed, task.anchors)

@@ -14,8 +14,12 @@ import torch
 from peftkit.data.store import Store
 from peftkit.engine.loop import forward, on_device
 from peftkit.engine.world import World
+from peftkit.errors import CheckpointError
 from peftkit.evaluation.score import Batches
 from peftkit.tasks import Task
+
+LENGTHS = "_lengths"
+"""Of the rows that the numbers are of."""
 
 
 def join_reference(
@@ -23,15 +27,20 @@ def join_reference(
 ) -> None:
     """Put the reference's numbers beside the features of `store`: computed before the first step, else read from `folder`.
 
-    Every process calls it. Raises FileNotFoundError if they are neither there nor can be computed any more.
+    Every process calls it. Raises FileNotFoundError if they are neither there nor can be computed any more, CheckpointError
+    if they are of other rows.
     """
     if first_time:
         found = reference_values(model, batches, len(store), task, world)
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
-            for name, column in found.items():
+            for name, column in {**found, LENGTHS: np.asarray(store.lengths)}.items():
                 np.save(folder / f"{name}.npy", column, allow_pickle=False)
         world.wait()
+    elif not np.array_equal(np.load(folder / f"{LENGTHS}.npy", allow_pickle=False), store.lengths):
+        raise CheckpointError(
+            f"{folder} is of other rows than there are now; go on with the rows that the run began with"
+        )
     store.join({name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in task.reference})
 
 

@@ -35,7 +35,7 @@ from peftkit.engine.random_state import seed_all
 from peftkit.engine.state import capture, load_weights, put_weights, restore
 from peftkit.engine.statistics import share_statistics
 from peftkit.engine.world import World, identity, joined
-from peftkit.errors import ConfigError
+from peftkit.errors import CheckpointError, ConfigError
 from peftkit.evaluation.bootstrap import ends_of_intervals
 from peftkit.evaluation.reference import join_reference
 from peftkit.evaluation.score import Scored, Split, score
@@ -229,13 +229,17 @@ def score_test(job: Job, engine: Engine, folder: RunFolder, progress: Progress, 
     chosen = job.run.checkpoint
     if job.prepared.test is not None and chosen.final != "last":
         taken = find_checkpoints(folder, chosen.final, chosen.average)
-        weights = read_result(taken, averaged=job.run.regularize.ema is not None)
+        try:
+            weights = read_result(taken, averaged=job.run.regularize.ema is not None)
+        except CheckpointError as problem:  # told again by the export
+            teller.warn(str(problem))
+            weights = {}
         if engine.trained().keys() <= weights.keys():
             put_weights(engine, weights)
             progress = read_progress(taken[-1])
-        else:  # the layers that train by now were the base's then
+        else:  # what trains by now was the base's then
             teller.warn(
-                f"less was trained at step {read_progress(taken[-1]).step}: the test is scored at the last step"
+                f"--checkpoint.final {chosen.final}: less was trained there, so the last step's weights are tested"
             )
     evaluate(job, engine, "test", progress, teller, last=True)
 

@@ -88,6 +88,17 @@ def test_rare_labels_are_learnt_as_often(data, balance, epoch, counts):
     assert f"an epoch learns {epoch} windows: {counts[0]} of a's 30, {counts[1]} of b's 10" in found.report.lines()[-1]
 
 
+def test_balanced_weights_are_of_the_rows_that_are_learnt(data):
+    """Those held out are not known: over the training rows the weights' mean is 1."""
+    settings = data(train="labels.jsonl", holdout=0.5)
+    found = prepared(settings, SequenceClassification(class_weights="balanced"))
+    weights = [found.task.class_weights[row["label"]] for row in found.rows("train")]
+    counts = Counter(row["label"] for row in found.rows("train"))
+    assert counts["a"] != 3 * counts["b"]
+    assert sum(weights) == pytest.approx(len(weights))
+    assert counts["a"] * found.task.class_weights["a"] == pytest.approx(10)
+
+
 def test_copies_are_made_of_training_rows_alone(data):
     settings = data(train="labels.jsonl", holdout=0.25, augment={"copies": 2, "swap": 0.5})
     found = prepared(settings, SequenceClassification())
