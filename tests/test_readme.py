@@ -15,8 +15,8 @@ from peftkit.cli.choices import families
 from peftkit.cli.help import first_sentence
 from peftkit.config.flags import flags
 from peftkit.config.run import Run
-from tests.matrix import read_outcomes, render
 from peftkit.tasks import Task
+from tests.matrix import read_outcomes, render
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -26,9 +26,7 @@ TRIES = 9
 """So often a text is drawn anew that comes out as it was: a short one may."""
 
 
-def augmented(
-    table: Table, augment: Augment, columns: Sequence[str], seed: int, anchors: Sequence[str] = ()
-) -> Table:
+def augmented(table: Table, augment: Augment, columns: Sequence[str], seed: int, anchors: Sequence[str] = ()) -> Table:
     """The rows, each followed by its copies; a row that no copy can differ from, or that has one of `anchors`, has none."""
     copies = Copies(table, augment, columns, seed, anchors)
     numbers = array("q", (table.numbers[row] for row, _ in copies.made))

@@ -112,7 +112,11 @@ def test_the_seed_decides_and_the_same_one_decides_the_same(split):
     ("values", "settings", "message"),
     [
         (["x", "y", None], {"split": "group", "split_by": "label"}, r"a\.csv line 4: .* the row has none"),
-        (["2024-01-01", "soon"], {"split": "time", "split_by": "label"}, r"a\.csv line 3: .*no date, time or number as in 2024"),
+        (
+            ["2024-01-01", "soon"],
+            {"split": "time", "split_by": "label"},
+            r"a\.csv line 3: .*no date, time or number as in 2024",
+        ),
         ([0.25, 1.5], {"split": "stratified"}, r"a\.csv line 2: .*--data\.split_by"),
         (["x"] * 9, {"split": "group", "split_by": "label"}, "has 1 group"),
         (["x"] * 3, {"folds": 5}, "has 3 rows, too few for --data.folds 5"),

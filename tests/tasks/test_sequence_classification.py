@@ -81,7 +81,10 @@ def test_the_model_is_told_size_and_names():
 
 @pytest.mark.parametrize("label", ["maybe", 7, -1, ["yes"]])
 def test_a_label_outside_the_set_names_the_set_and_not_the_row(label):
-    with pytest.raises(LabelError, match=r"'label' is (none of no, so, yes \(--task.labels names all labels\)|no single label but list)$"):
+    with pytest.raises(
+        LabelError,
+        match=r"'label' is (none of no, so, yes \(--task.labels names all labels\)|no single label but list)$",
+    ):
         TASK.encode({"text": "secret", "label": label}, tokenizer(), 64)
 
 
