@@ -16,7 +16,7 @@ from peftkit.config.run import Run
 from peftkit.data.doctor import Case, Change, Finding, Reading, chosen, examine, mend, open_case, write_fixed
 from peftkit.data.doctor.finding import FIRST, SEVERITIES
 from peftkit.data.doctor.write import check_free
-from peftkit.errors import ConfigError
+from peftkit.flows.out import check_new, written_to
 from peftkit.models.configure import configure, context_limit
 from peftkit.models.find import find
 from peftkit.models.processor import load_processor
@@ -39,17 +39,20 @@ def check(run: Run, asked: Asked, console: Console | None = None) -> int:
     checks = chosen(asked.only, asked.skip)
     if asked.fix:
         check_free(asked.fix)
-    if asked.json and asked.json.exists():
-        raise ConfigError(f"--json {asked.json} is there already and nothing is overwritten; name another file")
+    if asked.json:
+        check_new(asked.json, "--json")
     case = open_case(run.data, run.task, reading(run))
     findings = examine(case, checks)
     skipped = [] if case.reading else [one.name for one in checks if one.model]
     lines = report(case, findings, skipped)
     if asked.json:
-        asked.json.write_text(json.dumps(plain(case, findings, skipped), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with written_to(asked.json, flag="--json"):
+            found = json.dumps(plain(case, findings, skipped), indent=1, ensure_ascii=False)
+            asked.json.write_text(found + "\n", "utf-8")
     if asked.fix:
         after, changes = mend(case, checks, asked.only)
-        written = write_fixed(asked.fix, case, after, changes, run.data.limit)
+        with written_to(asked.fix, flag="--fix"):
+            written = write_fixed(asked.fix, case, after, changes, run.data.limit)
         lines += [Text(), *(Text(line) for line in fixed(written, case, after, changes))]
     elif any(finding.remedies for finding in findings):
         lines.append(Text("--fix OUT_DIR writes new files with the remedies applied", style="dim"))

@@ -10,20 +10,20 @@ from pathlib import Path
 from peftkit.errors import ConfigError, PeftkitError
 
 
-def check_new(out: Path) -> None:
-    """ConfigError if `--out` is there already, or its folder is not, or may not be written."""
+def check_new(out: Path, flag: str = "--out") -> None:
+    """ConfigError if the file that `flag` names is there already, or its folder is not, or may not be written."""
     if out.exists():
-        raise ConfigError(f"--out {out} exists already; nothing is overwritten")
+        raise ConfigError(f"{flag} {out} exists already; nothing is overwritten")
     if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+        raise ConfigError(f"{flag} {out}: there is no folder {out.parent}")
     if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {out}: the folder {out.parent} may not be written; name a file elsewhere")
+        raise ConfigError(f"{flag} {out}: the folder {out.parent} may not be written; name a file elsewhere")
 
 
 @contextmanager
-def written_to(out: Path, kept: str = "") -> Iterator[None]:
+def written_to(out: Path, kept: str = "", flag: str = "--out") -> Iterator[None]:
     """What the operating system refuses while `out` is written, in a sentence; `kept` says what is not lost."""
     try:
         yield
     except OSError as problem:
-        raise PeftkitError(f"--out {out} cannot be written ({problem.strerror or problem}){kept}") from problem
+        raise PeftkitError(f"{flag} {out} cannot be written ({problem.strerror or problem}){kept}") from problem

@@ -298,6 +298,10 @@ def _claim(run: Run) -> Path | str:
         return f"--out {run.out} belongs to another run; go on with that one with --resume, or name another folder"
     if run.out.exists() and (not run.out.is_dir() or {entry.name for entry in run.out.iterdir()} - {"logs"}):
         return f"--out {run.out} holds something else; name a new folder"
+    try:
+        run.out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        return f"--out {run.out} cannot be made ({problem.strerror or problem}); name a folder elsewhere"
     return run.out
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from peftkit.cli.main import main
 from peftkit.engine.checkpoint import verify
 from peftkit.run_folder import RunFolder
+from tests.flows.conftest import Refused
 from tests.launch import ROOT, run
 from tests.tiny import save_tiny, tokenizer
 
 Words = list[str]
-Refused = Callable[[Words, int], str]
 ROWS = 12
 
 
@@ -61,22 +60,6 @@ def _bad_models(folder: Path) -> None:
 
 def lines(path: Path, rows: list[Any]) -> None:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Run words that have to fail with this exit code; what was said on stderr, which is one message and no traceback."""
-
-    def run_words(words: Words, code: int) -> str:
-        capfd.readouterr()
-        assert main(words) == code
-        out, said = capfd.readouterr()
-        assert "Traceback" not in out + said
-        assert said.startswith(("peftkit: error: ", "peftkit: wrong settings: ")), said
-        assert said.count("\n") <= 4, said
-        return said
-
-    return run_words
 
 
 def train(folder: Path, run: Path, /, **changed: str) -> Words:
