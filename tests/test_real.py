@@ -6,18 +6,21 @@ From Python, as a notebook would call it; the weights come from a package of the
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftkit
+from peftkit.data.demo import tables
 from peftkit.flows.compare import compare
 from peftkit.flows.job import prepare_data
 from peftkit.models.find import find
-from tests.test_promises import row_loss
+from tests.cases import next_token_loss
 
 pytestmark = pytest.mark.real
 
@@ -34,7 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             batch={"total": 8, "micro": 4},
             steps=10,
             optim={"name": "adamw", "lr": 1e-3},
-            eval={"rows": 12},
+            eval={"rows": 12, "metrics": ["token_accuracy", "rouge"]},
+            generate={"max_new_tokens": 24},
             out=folder,
         )
     )
@@ -49,12 +53,25 @@ def test_it_learns(run: Path) -> None:
     assert after < before - 0.5
 
 
+def test_it_beats_copying(run: Path) -> None:
+    """ROUGE-L of its answers against the words of the function's own name, which say much of what it does."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    before, after = (row["rouge"] for row in rows if row.get("split") == "validation")
+    asked = tables()["validation"].rows[:12]
+    names = [" ".join(re.findall(r"def (\w+)", row["prompt"])[0].split("_")) for row in asked]
+    scorer = RougeScorer(["rougeL"])
+    copied = [scorer.score(row["response"], name)["rougeL"].fmeasure for row, name in zip(asked, names, strict=True)]
+    simple = sum(copied) / len(copied)
+    print(f"ROUGE-L {after:.3f}; before {before:.3f}, the name {simple:.3f}")
+    assert after > max(before, simple) + 0.03
+
+
 def test_the_merged_model_scores_as_the_run_said_by_transformers_own_loss(run: Path) -> None:
     settings = peftkit.Run.model_validate(saved_run(run))
     _, prepared = prepare_data(settings)
     model = AutoModelForCausalLM.from_pretrained(run / "export/merged", dtype=torch.float32).eval()
     with torch.no_grad():
-        losses = [row_loss(model, prepared.validation[row]) for row in range(12)]
+        losses = [next_token_loss(model, prepared.validation[row], {}) for row in range(12)]
     found = sum(float(loss) for loss, _ in losses) / sum(count for _, count in losses)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert found == pytest.approx(rows[-1]["loss"], rel=1e-4)
