@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import cached_file
@@ -67,7 +67,7 @@ def load(
     blank = _blank(settings, task, config, dtype)
     _check_attention(blank, task)
     torch.manual_seed(seed)
-    with whole_weights() if _is_made_whole(blank) else nullcontext():
+    with whole_weights() if _is_made_whole(blank) or _is_resized(blank, settings, source) else nullcontext():
         model, fresh = _read(settings, task, strategy, dtype, source, config, blank)
     torch.manual_seed(seed)
     fresh |= _grow(model, processor, settings)
@@ -97,9 +97,7 @@ def fresh_in(skeleton: nn.Module, source: str) -> tuple[str, ...]:
 
     Embeddings of added tokens that fit into the vocabulary as it is are not seen here.
     """
-    files = [file for file in weight_files(Path(source)) if file.suffix == ".safetensors"]
-    known = {name: shape for file in files for name, shape in shapes(file).items()}
-    where = places(skeleton)
+    known, where = _stored(source), places(skeleton)
 
     def is_fresh(name: str, shape: tuple[int, ...]) -> bool:
         # A base model alone is stored without the prefix that it has under a head.
@@ -110,6 +108,12 @@ def fresh_in(skeleton: nn.Module, source: str) -> tuple[str, ...]:
 
     parameters = skeleton.named_parameters() if known else ()
     return tuple(name for name, parameter in parameters if is_fresh(name, tuple(parameter.shape)))
+
+
+def _stored(source: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of what lies in a folder's safetensors, by name."""
+    files = [file for file in weight_files(Path(source)) if file.suffix == ".safetensors"]
+    return {name: shape for file in files for name, shape in shapes(file).items()}
 
 
 def fingerprint(settings: Model, source: str, cache: Path | None = None) -> str:
@@ -204,6 +208,15 @@ def _is_made_whole(model: PreTrainedModel) -> bool:
     """Whether transformers cannot make it in shards, so that ZeRO-3 cuts it up only when it is there."""
     # Weight norm computes a weight from others; transformers 5.23 computes Whisper's positions from a shape that is cut.
     return model.config.model_type == "whisper" or any(is_parametrized(module) for module in model.modules())
+
+
+def _is_resized(model: PreTrainedModel, settings: Model, source: str) -> bool:
+    """Whether the checkpoint's head has other labels: loading shards, transformers stops at that, on the first process alone."""
+    if Path(source).is_dir():
+        stored = _stored(source)
+        return any(stored.get(name, tuple(own.shape)) != tuple(own.shape) for name, own in model.named_parameters())
+    base = AutoConfig.from_pretrained(source, **hub_words(settings, source))
+    return type(model).__name__ in (base.architectures or ()) and base.num_labels != model.config.num_labels
 
 
 def _grow(model: PreTrainedModel, processor: Any, settings: Model) -> set[str]:

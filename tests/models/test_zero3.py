@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).with_name("zero3_script.py")
 def test_the_same_base_in_shards(tmp_path: Path) -> None:
     for family, head in (("bert", "masked_lm"), ("llama", None), ("gemma", None)):
         save_tiny(tmp_path / family, family, head=head)
+    save_tiny(tmp_path / "bert-of-two", "bert", num_labels=2)
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, **single, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": root}

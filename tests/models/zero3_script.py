@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from peftkit.tasks import Task
 
 CAUSAL = Task.model_validate("causal_lm")
 THREE = Task.model_validate({"name": "sequence_classification", "labels": ["bad", "fair", "good"]})
-CASES = [("bert", THREE), ("llama", THREE), ("llama", CAUSAL), ("gemma", CAUSAL)]
+CASES = [("bert", THREE), ("bert-of-two", THREE), ("llama", THREE), ("llama", CAUSAL), ("gemma", CAUSAL)]
 NEW = [f"<new{number}>" for number in range(30)]
 
 
@@ -43,9 +44,11 @@ def main(folder: Path) -> None:
 
 def compare(sharded: Base, plain: Base) -> None:
     assert sharded.fresh == plain.fresh
-    assert any(parameter.shape == (0,) for parameter in sharded.model.parameters())
+    # A head of other labels is loaded whole, and cut by the engine.
+    is_cut = any(parameter.shape == (0,) for parameter in sharded.model.parameters())
+    assert is_cut is not sharded.source.endswith("bert-of-two")
     for (name, mine), (other, theirs) in zip(named(sharded), named(plain), strict=True):
-        with deepspeed.zero.GatheredParameters([mine]):
+        with deepspeed.zero.GatheredParameters([mine]) if hasattr(mine, "ds_id") else nullcontext():
             assert name == other
             assert torch.equal(mine, theirs), name
     assert count(sharded.model) == count(plain.model)
