@@ -128,10 +128,9 @@ def sketch(run: Run, processes: int) -> tuple[Run, str, Config, Prepared, Count]
 
 
 def with_task(run: Run, prepared: Prepared) -> Run:
-    """The run with its task as the rows have it. ConfigError if what is to be computed does not go with that."""
+    """The run with its task as the rows have it. ConfigError if other settings do not go with that."""
     run = run.model_copy(update={"task": prepared.task})
-    if problems := list(run.eval.conflicts(run)):
-        raise ConfigError(problems)
+    check_settings(run)
     return run
 
 

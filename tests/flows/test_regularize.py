@@ -117,6 +117,16 @@ def test_a_model_without_dropout_is_refused_before_the_first_step(folder: Path, 
     assert not (tmp_path / "run/config.yaml").exists()
 
 
+def test_what_does_not_go_with_the_rows_is_refused_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    """That the rows have several labels each is known only when they are read."""
+    rows = [{"text": f"film {row}", "label": ["a", "b"] if row % 2 else ["a"]} for row in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {"task": "sequence_classification", "data": str(tmp_path / "rows.jsonl"), "out": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match="with problem multi_label predicts something else"):
+        train(Run.model_validate(settings(folder, **more)))
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
