@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from peftkit.config.run import Run
-from peftkit.data.batches import step_rows, steps_per_epoch
+from peftkit.data.batches import step_rows
 from peftkit.engine.optim import decays
 from peftkit.engine.random_state import seed_all
 from peftkit.engine.statistics import statistics
@@ -171,9 +171,8 @@ def plain_torch(cell: Cell, data: Path) -> tuple[list[dict[str, float]], dict[st
 def windows_of(job: Job, step: int) -> list[dict[str, Any]]:
     """The step's windows as they are learnt, with what is drawn for each."""
     store, seed = job.prepared.train, job.run.seed
-    epoch = step // steps_per_epoch(len(store), TOTAL)
     return [
-        job.run.task.vary(store[row], job.base.processor, Random(f"vary {seed} {epoch} {row}"))
+        job.run.task.vary(store[row], job.base.processor, Random(f"vary {seed} {step} {row}"))
         for row in step_rows(step, len(store), TOTAL, seed)
     ]
 

@@ -114,7 +114,7 @@ class Data(Section):
     stride: NonNegativeInt | None = None
     """Tokens that two windows of a long row share, where the task reads rows in windows; left out: the task's own number."""
     limit: PositiveInt | None = None
-    """Read at most so many rows of each split."""
+    """Read at most so many rows of each split, and of each source of a mixture."""
     balance: Literal["none", "oversample", "weighted"] = "none"
     """Rare labels: as they are, repeated in each epoch until all are as frequent, or drawn as often as each other."""
     augment: Augment = Augment()

@@ -76,8 +76,7 @@ def training_batches(
         rows = step_rows(step, store.epoch, batch.total, seed, store.draws)
         shortest = min(rows, key=lambda row: (store.lengths[row], row))
         dealt = deal(rows, store.lengths, batch.micro, processes, process)
-        epoch = step // steps_per_epoch(store.epoch, batch.total)
-        yield [_batch(store, task, processor, micro, shortest, f"{seed} {epoch}") for micro in dealt]
+        yield [_batch(store, task, processor, micro, shortest, f"{seed} {step}") for micro in dealt]
 
 
 def evaluation_batches(

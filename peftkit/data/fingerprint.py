@@ -44,7 +44,7 @@ def key(
         "seed": seed if draws(data) else None,
         "by": by,
         "max_length": max_length,
-        "task": task.model_dump(mode="json"),
+        "task": task.model_dump(mode="json", exclude=set(task.late)),
         "processor": processor_digest(processor),
         "code": code_digest(task),
         "libraries": {name: version(name) for name in LIBRARIES},

@@ -9,7 +9,7 @@ It needs no process group: any number of processes may call it at once, the firs
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -87,7 +87,7 @@ def prepare(
     folder = place(task)
     encoder = Encoder(task, processor, max_length, data.truncate, data.stride)
     build_once(folder, partial(_build, data=data, encoder=encoder, seed=seed, by=by, anchor=anchor))
-    prepared = _open(folder, data)
+    prepared = _open(folder, data, {name: getattr(task, name) for name in task.late})
     if prepared.task != task:
         _link(place(prepared.task), folder)
     return prepared
@@ -138,11 +138,11 @@ def _named(table: Table, column: str) -> Iterator[str]:
             yield path
 
 
-def _open(folder: Path, data: Data) -> Prepared:
+def _open(folder: Path, data: Data, late: Mapping[str, Any]) -> Prepared:
     summary = json.loads((folder / SUMMARY).read_text())
     report = Report.read(summary["report"])
     stores = {split: Store(folder / split) for split in report.splits}
-    task: Task = Task.model_validate(summary["task"])
+    task: Task = Task.model_validate(summary["task"]).model_copy(update=dict(late))
     given = {split: stores.get(split) for split in ("validation", "test", "anchor")}
     train = stores["train"]
     names = _weigh(train, data, summary["sources"], task)

@@ -25,6 +25,7 @@ class AudioClassification(Classification, name="audio_classification"):
         "label": ("label", "labels", "class", "category", "target", "intent"),
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("audio", "label"),)
+    late: ClassVar[tuple[str, ...]] = (*Classification.late, "time_mask")
     lengths: ClassVar[tuple[str, ...]] = ()
 
     seconds: PositiveFloat = 30

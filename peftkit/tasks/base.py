@@ -61,6 +61,8 @@ class Task(Choice, kind="task", default="chat"):
     """The columns whose words augmentation may change: those whose meaning does not hang on a position or a word."""
     anchors: ClassVar[tuple[str, ...]] = ()
     """The columns that count characters in them: a row that has one keeps its words."""
+    late: ClassVar[tuple[str, ...]] = ()
+    """Settings that no encoded row depends on: how what was encoded is learnt, changed on the way, scored."""
     predicts: ClassVar[bool] = True
     """Whether there is an answer to be had for a row, besides its scores."""
     reads: ClassVar[Literal["text", "image", "audio"]] = "text"
@@ -120,7 +122,7 @@ class Task(Choice, kind="task", default="chat"):
         return False
 
     def vary(self, features: Features, processor: Any, draw: Random) -> Features:
-        """What is drawn anew each time that a row is seen: masks, flips. `draw` is seeded by the row and the epoch."""
+        """What is drawn anew each time that a row is seen: masks, flips. `draw` is seeded by the row and the step."""
         return features
 
     def learning(self) -> Self:

@@ -23,6 +23,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Labelled(Task):
     """A task whose targets are labels: their names, and what each of them costs."""
 
+    late: ClassVar[tuple[str, ...]] = ("label_smoothing", "focal")
+
     labels: list[str] | None = None
     """The labels, in the order of the model's outputs; left out: those of the training rows, sorted."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
@@ -61,6 +63,7 @@ class Classification(Labelled):
 
     metrics: ClassVar[tuple[str, ...]] = OneLabel.metrics
     given: ClassVar[tuple[str, ...]] = ("label",)
+    late: ClassVar[tuple[str, ...]] = (*Labelled.late, "distance", "huber_delta")
 
     problem: Literal["auto", "single_label", "multi_label", "regression"] = "auto"
     """What is learnt of a row; auto: what the training rows have. Lists and names divided by `|` are several labels, numbers

@@ -33,6 +33,8 @@ class ImageClassification(Classification, name="image_classification"):
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "label"),)
     lengths: ClassVar[tuple[str, ...]] = ()
 
+    late: ClassVar[tuple[str, ...]] = (*Classification.late, "flip", "crop", "batch_statistics")
+
     flip: Annotated[float, Field(ge=0, le=1)] = 0
     """The chance that an image is mirrored, left for right, each time that it is learnt; 0.5 where that keeps the label."""
     crop: Annotated[float, Field(ge=0, lt=1)] = 0

@@ -37,6 +37,8 @@ class MaskedLM(Task, name="masked_lm"):
     texts: ClassVar[tuple[str, ...]] = ("text",)
     lengths: ClassVar[tuple[str, ...]] = ("max_length", "stride")
 
+    late: ClassVar[tuple[str, ...]] = ("mask_share",)
+
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that are to be told, at least one a window."""
     whole_word: bool = False

@@ -35,6 +35,10 @@ class Preference(Task, name="preference"):
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("chosen", "rejected"), UNPAIRED)
 
+    late: ClassVar[tuple[str, ...]] = (
+        *("beta", "reference_free", "label_smoothing", "gamma", "sft", "desirable", "undesirable"),
+    )
+
     loss_type: Literal["dpo", "ipo", "hinge", "simpo", "orpo", "kto"] = "dpo"
     """dpo (Rafailov et al., 2023), ipo (Azar et al., 2023), hinge (SLiC, Zhao et al., 2023); without a reference: simpo (Meng
     et al., 2024), orpo (Hong et al., 2024); kto (Ethayarajh et al., 2024) also reads rows of one answer and a `label`."""

@@ -29,6 +29,8 @@ class Reward(Task, name="reward"):
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("chosen", "rejected"),)
 
+    late: ClassVar[tuple[str, ...]] = ("centre",)
+
     centre: NonNegativeFloat = 0
     """Weight of keeping each pair's rewards around zero (Eisenstein et al., 2023); 0.01 is common."""
 

@@ -42,6 +42,8 @@ class Seq2Seq(Task, name="seq2seq"):
     texts: ClassVar[tuple[str, ...]] = ("source",)
     generates: ClassVar[bool] = True
 
+    late: ClassVar[tuple[str, ...]] = ("label_smoothing",)
+
     prefix: str = ""
     """What stands in front of every source: T5 was taught with "translate English to German: " or "summarize: "."""
     source_lang: str | None = None

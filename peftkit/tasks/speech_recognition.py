@@ -31,6 +31,7 @@ class SpeechRecognition(Task, name="speech_recognition"):
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "wer", "cer")
+    late: ClassVar[tuple[str, ...]] = ("time_mask",)
     reads: ClassVar[Literal["text", "image", "audio"]] = "audio"
     columns: ClassVar[dict[str, tuple[str, ...]]] = {
         "audio": ("audio", "file", "path", "wav", "speech"),
