@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from peftkit.engine.checkpoint import Progress
@@ -9,8 +10,11 @@ from peftkit.engine.ds_config import Config, offloads_optimizer, stage_of
 from peftkit.flows.job import Job
 from peftkit.models.inspect import Count, count
 from peftkit.run_folder import RunFolder
+from peftkit.tasks import Task
 
 Pairs = list[tuple[str, Any]]
+SHOWN = 8
+"""So many labels are named."""
 
 
 def header_of(job: Job, folder: RunFolder) -> Pairs:
@@ -18,7 +22,7 @@ def header_of(job: Job, folder: RunFolder) -> Pairs:
     run = job.run
     return [
         ("model", f"{job.base.source}  ({parameters(count(job.model))})"),
-        ("task", run.task.name),
+        ("task", task_words(run.task)),
         ("strategy", f"{run.strategy.name}  ({trainable(count(job.model))})"),
         ("engine", engine_words(job.deepspeed, job.precision, job.world.processes)),
         ("batch", batch_words(run.batch.total, run.batch.micro, job.world.processes)),
@@ -38,7 +42,24 @@ def summary_of(job: Job, folder: RunFolder, progress: Progress) -> tuple[Pairs, 
     pairs += [("checkpoint", folder.newest_checkpoint()), ("metrics", folder.metrics), ("logs", folder.logs)]
     if job.run.strategy.makes_adapter:
         pairs.append(("adapter", folder.export("adapter")))
-    return pairs, [f"peftkit export {folder.path} --to merged"]
+    if tuned := progress.tuned.get("thresholds"):
+        pairs.append(("thresholds", ", ".join(f"{name} {value:.3g}" for name, value in tuned.items())))
+    return pairs, next_commands(job.run.task, folder.path)
+
+
+def next_commands(task: Task, folder: Path) -> list[str]:
+    """What can be done with a run that is finished."""
+    answers = [f"peftkit predict {folder} ROWS --out answers.jsonl"] if task.predicts else []
+    return [f"peftkit eval {folder} ROWS", *answers, f"peftkit export {folder} --to merged"]
+
+
+def task_words(task: Task) -> str:
+    """`token_classification  (IOB2: O, B-LOC, B-PER)`: what it took from the rows."""
+    kind = getattr(task, "problem", None) or getattr(task, "scheme", None)
+    labels = list(getattr(task, "labels", None) or ())
+    shown = ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+    taken = ": ".join(filter(None, [kind, shown]))
+    return f"{task.name}  ({taken})" if taken else task.name
 
 
 def parameters(size: Count) -> str:

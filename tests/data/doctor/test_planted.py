@@ -21,16 +21,16 @@ from tests.data.doctor import plant
 from tests.data.doctor.plant import ENGLISH, GERMAN, Garden, columns_task, one_word, sentence
 
 NEAR = ("near_duplicates", "near_leakage")
-QUESTIONS = columns_task(("context", "question", "answers"))
+QUESTIONS = Task.model_validate("question_answering")
 TASKS: dict[str, tuple[Callable[..., Any], str, Task]] = {
     "classification": (plant.classification, "text", Task.model_validate("sequence_classification")),
-    "several labels": (plant.several_labels, "text", columns_task(("text", "label"))),
-    "regression": (plant.regression, "text", columns_task(("text", "label"))),
-    "tagging": (plant.tagging, "", columns_task(("tokens", "tags"))),
+    "several labels": (plant.several_labels, "text", Task.model_validate("sequence_classification")),
+    "regression": (plant.regression, "text", Task.model_validate("sequence_classification")),
+    "tagging": (plant.tagging, "", Task.model_validate("token_classification")),
     "questions": (plant.question, "question", QUESTIONS),
-    "translation": (plant.translation, "source", columns_task(("source", "target"))),
+    "translation": (plant.translation, "source", Task.model_validate("seq2seq")),
     "chat": (plant.chat, "", Task.model_validate("chat")),
-    "preference": (plant.preference, "prompt", columns_task(("prompt", "chosen", "rejected"))),
+    "preference": (plant.preference, "prompt", Task.model_validate("preference")),
 }
 LONG_WORD = re.compile("|".join(word for word in ENGLISH if len(word) == 4).encode())
 Found = dict[tuple[str, str], set[int]]
@@ -97,8 +97,16 @@ def test_defects_that_a_tokenizer_shows(task: str, tmp_path: Path) -> None:
 def test_answers_that_the_limit_cuts_off(tmp_path: Path) -> None:
     planted = garden("questions")
     planted.spoil("spans_cut", lambda row: shifted(row, sentence(planted.draw, 60)))
-    case = opened(planted, QUESTIONS, tmp_path, Reading(words_tokenizer(), 64))
-    held(planted, found(case, chosen(["spans_cut"])))
+    reading = Reading(words_tokenizer(), 64)
+    in_one_piece = columns_task(("context", "question", "answers"))
+    held(planted, found(opened(planted, in_one_piece, tmp_path, reading), chosen(["spans_cut"])))
+    # Read in windows it is in one of them, unless it is longer than any.
+    assert (
+        found(open_case(Data(**planted.write(tmp_path / "planted")), QUESTIONS, reading), chosen(["spans_cut"])) == {}
+    )
+    longer = garden("questions")
+    longer.spoil("spans_cut", lambda row: answered_by(row, sentence(longer.draw, 80)))
+    held(longer, found(opened(longer, QUESTIONS, tmp_path / "longer", reading), chosen(["spans_cut"])))
 
 
 def test_a_text_without_an_end_is_found(tmp_path: Path) -> None:
@@ -140,7 +148,8 @@ def spoilt(kind: str) -> Garden:
 def spoil_texts(planted: Garden, text: str) -> None:
     """What can be wrong with any column of text."""
     draw = planted.draw
-    planted.change_text("missing", lambda value: "  ")
+    needed = "chosen" if text == "prompt" else text  # a preference may be one of whole conversations
+    planted.spoil("missing", lambda row: row.update({needed: "  "}))
     planted.spoil("types", lambda row: row.update({text: draw.random()}))
     planted.change_text("mojibake", lambda value: f"{value} café".encode().decode("cp1252"))
     planted.change_text("unicode", lambda value: unicodedata.normalize("NFD", f"{value} café"))
@@ -251,6 +260,10 @@ def held(planted: Garden, numbers: Found) -> None:
         if min(recall, precision) < (0.95 if key[0] in NEAR else 1.0):
             short[key] = {"recall": recall, "precision": precision, "missed": wanted - got, "false": got - wanted}
     assert short == {}
+
+
+def answered_by(row: dict[str, Any], text: str) -> None:
+    row.update(context=text, answers={"text": [text], "answer_start": [0]})
 
 
 def shifted(row: dict[str, Any], before: str) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from peftkit.data.doctor.check import check
 from peftkit.data.doctor.finding import Finding, Remedy, drop
 from peftkit.data.doctor.sheet import Case, Reading, Sheet
 from peftkit.data.doctor.values import answers_of, with_answers
 from peftkit.tasks import Task
-from peftkit.tasks.base import Row
+from peftkit.tasks.base import Row, RowError
 
 COLUMNS = {"context", "question", "answers"}
 
@@ -68,29 +67,28 @@ def _moved(row: Row) -> Row | None:
 
 
 def _is_cut(row: Row, reading: Reading, task: Task) -> bool:
-    """Whether no window has an answer whole."""
-    answers = _read(row)
-    return not any(_fits(span, window) for window in _windows(row, reading, task) for span in answers)
+    """Whether the answer is in no window, as the task cuts them, or not in the one piece that is read of the context."""
+    if type(task).windows is Task.windows:
+        held = _held(row, reading)
+        return not any(held[0] <= start and start + len(text) <= held[1] for text, start in _read(row))
+    try:
+        task.windows(row, reading.processor, reading.max_length, reading.stride)
+    except RowError:
+        return True
+    except Exception:  # the task fails on it, which another check says
+        return False
+    return False
 
 
-def _fits(answer: tuple[str, int], window: tuple[int, int]) -> bool:
-    return window[0] <= answer[1] and answer[1] + len(answer[0]) <= window[1]
-
-
-def _windows(row: Row, reading: Reading, task: Task) -> Iterator[tuple[int, int]]:
-    """First and last+1 character of the context that each window holds."""
-    several = type(task).windows is not Task.windows
-    stride = reading.stride if reading.stride is not None else getattr(task, "stride", None)
-    words: dict[str, Any] = {"stride": stride or reading.max_length // 4, "return_overflowing_tokens": True}
+def _held(row: Row, reading: Reading) -> tuple[int, int]:
+    """First and last+1 character of the context that are read."""
     try:
         encoded = reading.processor(
             row["question"], row["context"], truncation="only_second", max_length=reading.max_length,
-            return_offsets_mapping=True, verbose=False, **(words if several else {}),
+            return_offsets_mapping=True, verbose=False,
         )  # fmt: skip
     except Exception:  # a question that fills everything: tokenizers panic in several ways
-        return
-    for at, encoding in enumerate(encoded.encodings):
-        offsets = encoding.offsets
-        held = [span for span, part in zip(offsets, encoded.sequence_ids(at), strict=True) if part == 1]
-        if held:
-            yield held[0][0], held[-1][1]
+        return 0, 0
+    pairs = zip(encoded["offset_mapping"], encoded.sequence_ids(0), strict=True)
+    held = [span for span, part in pairs if part == 1]
+    return (held[0][0], held[-1][1]) if held else (0, 0)
