@@ -159,7 +159,9 @@ def test_settings_of_the_loss_encode_nothing_anew_and_are_those_asked_for(data):
     again = prepare(settings, SequenceClassification(focal=2, label_smoothing=0.1), tokenizer(), 99, 1)
     assert (again.task.focal, again.task.label_smoothing, again.task.labels) == (2, 0.1, first.task.labels)
     assert again.folder == first.folder
-    assert prepare(settings, SequenceClassification(class_weights="balanced"), tokenizer(), 99, 1).folder != first.folder
+    assert (
+        prepare(settings, SequenceClassification(class_weights="balanced"), tokenizer(), 99, 1).folder != first.folder
+    )
 
 
 def test_a_mixtures_weights_are_not_in_the_key_but_its_sources_are(data):
