@@ -67,7 +67,7 @@ def test_the_files_that_are_named_exist(page: str) -> None:
 def tables() -> str:
     """A table for each family of choices."""
     blocks = []
-    for kind, family in families().items():
+    for kind, family in sorted(families().items()):  # not as they happened to be imported
         rows = [(name, first_sentence(family.registry[name].__doc__)) for name in family.registry]
         lines = [f"| `{name}`{' (default)' if name == family.default else ''} | {text} |" for name, text in rows]
         blocks.append("\n".join([f"| {kind} | {first_sentence(family.__doc__)} |", "| --- | --- |", *lines]))
