@@ -41,7 +41,8 @@ class Preference(Task, name="preference"):
 
     loss_type: Literal["dpo", "ipo", "hinge", "simpo", "orpo", "kto"] = "dpo"
     """dpo (Rafailov et al., 2023), ipo (Azar et al., 2023), hinge (SLiC, Zhao et al., 2023); without a reference: simpo (Meng
-    et al., 2024), orpo (Hong et al., 2024); kto (Ethayarajh et al., 2024) also reads rows of one answer and a `label`."""
+    et al., 2024), orpo (Hong et al., 2024); kto (Ethayarajh et al., 2024) also reads rows of one answer and a `label`; it
+    measures from the mean log-ratio of the step's own answers, where the paper takes mismatched pairs."""
     beta: PositiveFloat = 0.1
     """How closely the model is held to the reference; of orpo the weight of its odds ratio. simpo wants about 2."""
     reference_free: bool = False
