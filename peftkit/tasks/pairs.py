@@ -11,6 +11,12 @@ from peftkit.tasks.causal_lm import ended
 from peftkit.tasks.chat import messages_of
 from peftkit.tasks.conversation import Conversation, tokens
 
+COLUMNS = {
+    "prompt": ("prompt", "question", "instruction"),
+    "chosen": ("chosen", "preferred", "response_chosen"),
+    "rejected": ("rejected", "dispreferred", "response_rejected"),
+}
+"""The columns of a pair -> the names they usually have."""
 Answer = tuple[Any, Any]
 """A prompt (a text, messages, or None where the answer is a whole conversation) and an answer (a text or messages)."""
 Encoded = tuple[list[int], list[int]]

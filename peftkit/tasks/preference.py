@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
 from peftkit.tasks.next_token import stack
-from peftkit.tasks.pairs import answers_of, desired, pair_of, pieces_of
+from peftkit.tasks.pairs import COLUMNS, answers_of, desired, pair_of, pieces_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +27,7 @@ class Preference(Task, name="preference"):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy")
     lengths: ClassVar[tuple[str, ...]] = ("max_length",)
     columns: ClassVar[dict[str, tuple[str, ...]]] = {
-        "prompt": ("prompt", "question", "instruction"),
-        "chosen": ("chosen", "preferred", "response_chosen"),
-        "rejected": ("rejected", "dispreferred", "response_rejected"),
+        **COLUMNS,
         "completion": ("completion", "response"),
         "label": ("label", "desirable"),
     }

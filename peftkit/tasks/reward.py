@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
 from peftkit.tasks.labels import number
 from peftkit.tasks.next_token import stack
-from peftkit.tasks.pairs import answers_of, pair_of, pieces_of
+from peftkit.tasks.pairs import COLUMNS, answers_of, pair_of, pieces_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +22,7 @@ class Reward(Task, name="reward"):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy")
     lengths: ClassVar[tuple[str, ...]] = ("max_length",)
     columns: ClassVar[dict[str, tuple[str, ...]]] = {
-        "prompt": ("prompt", "question", "instruction"),
-        "chosen": ("chosen", "preferred", "response_chosen"),
-        "rejected": ("rejected", "dispreferred", "response_rejected"),
+        **COLUMNS,
         "margin": ("margin",),
     }
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("chosen", "rejected"),)
