@@ -6,6 +6,8 @@ PeftkitError          1  the run failed
 |- ModelError         2  a base model that cannot be found, read or adapted
 |- CheckpointError    1  a checkpoint that cannot be written, verified or resumed
 |- ExportError        1  an export that is not what was trained
+|- PeerError          1  another process of the run has ended or hangs
+|- StoppedError      75  asked to stop: what was reached is saved, and the run can go on
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ class PeftkitError(Exception):
     """Anything that peftkit itself reports; the command line prints the message alone, without a traceback."""
 
     exit_code = 1
+    kind = "code"
+    """What is to blame, in a word: see `status.Kind`."""
 
 
 class ConfigError(PeftkitError):
     """One or more settings are wrong; every one of them is named."""
 
     exit_code = 2
+    kind = "settings"
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -33,17 +38,36 @@ class DataError(PeftkitError):
     """Data that cannot be trained on; the message names the file and the row."""
 
     exit_code = 2
+    kind = "data"
 
 
 class ModelError(PeftkitError):
     """A base model that cannot be found, read, or adapted as asked."""
 
     exit_code = 2
+    kind = "model"
 
 
 class CheckpointError(PeftkitError):
     """A checkpoint that cannot be written, does not verify, or belongs to another run."""
 
+    kind = "checkpoint"
+
 
 class ExportError(PeftkitError):
     """An export that differs from the model that was trained."""
+
+    kind = "export"
+
+
+class PeerError(PeftkitError):
+    """Another process of the run has ended, or hangs: this one is well, and cannot go on alone."""
+
+    kind = "peer"
+
+
+class StoppedError(PeftkitError):
+    """The run was asked to stop (a signal, a stop file, a deadline) and did so; nothing is lost."""
+
+    exit_code = 75  # sysexits.h, EX_TEMPFAIL: try again later
+    kind = "stopped"

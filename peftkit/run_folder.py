@@ -4,6 +4,9 @@ RUN/config.yaml                      the resolved run; Run -> YAML -> Run is the
 RUN/splits.json                      which rows were held out of which files, by number and digest
 RUN/metrics.jsonl                    a row per step and per evaluation
 RUN/checkpoints/step-000100/         manifest.json, trained*.safetensors, optimizer*.safetensors, state.json, ...
+RUN/status.json                      what the newest attempt is doing, or how it ended
+RUN/stop                             asks a running training to save and end: `touch RUN/stop`
+RUN/errors/attempt-0/process-1.json  why that process failed, a file for each that did
 RUN/reference/train/                 numbers of the model before its first step, for tasks that learn against it
 RUN/logs/process-0.log               what libraries said, a file per process
 RUN/export/adapter/, export/merged/  deployable artifacts, each with its certificate.json
@@ -39,6 +42,20 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def stop(self) -> Path:
+        return self.path / "stop"
+
+    def errors(self, attempt: int) -> Path:
+        return self.path / "errors" / f"attempt-{attempt}"
+
+    def error(self, attempt: int, process: int) -> Path:
+        return self.errors(attempt) / f"process-{process}.json"
 
     @property
     def reference(self) -> Path:
