@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftkit.errors import ConfigError, PeftkitError
+from peftkit.redact import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,7 @@ def say_problem(problem: PeftkitError) -> None:
 
 
 def _say(title: str, text: str) -> None:
+    text = _plain(redact(text))
     if not sys.stderr.isatty():
         sys.stderr.write(f"{title}{text}\n")
         return
@@ -50,6 +52,11 @@ def _say(title: str, text: str) -> None:
 
     # Not wrapped: a path or a flag that is cut in two can be neither searched nor copied.
     _console(stderr=True).print(Text(title, style="bold red").append(text, style="not bold default"), soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Without control characters: a name in a downloaded file must not steer the terminal."""
+    return "".join(sign if sign in "\n\t" or sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _speaks(problem: PeftkitError) -> bool:
@@ -72,7 +79,7 @@ def say_unexpected(problem: Exception, verbose: bool) -> None:
     """A fault of ours or of a library: what it was, and where its traceback is."""
     told = traceback.format_exception_only(problem)[-1].strip()
     if verbose:
-        sys.stderr.write("".join(traceback.format_exception(problem)))
+        sys.stderr.write(redact("".join(traceback.format_exception(problem))))
     where = (
         f"the traceback is in {_log_of(problem)}; --verbose shows it here" if not verbose else "see the traceback above"
     )
@@ -85,5 +92,5 @@ def _log_of(problem: Exception) -> Path:
     if quiet and (log := quiet.log_of(problem)):
         return Path(log)
     with tempfile.NamedTemporaryFile("w", prefix="peftkit-", suffix=".log", delete=False, encoding="utf-8") as file:
-        file.write("".join(traceback.format_exception(problem)))
+        file.write(redact("".join(traceback.format_exception(problem))))
     return Path(file.name)

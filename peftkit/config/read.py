@@ -17,6 +17,7 @@ from peftkit.config.section import Section
 from peftkit.config.settle import Layer, Setting, Settled, flag_layer, layer
 from peftkit.config.words import split
 from peftkit.errors import ConfigError
+from peftkit.redact import redact
 from peftkit.registry import did_you_mean
 
 MAY_DIFFER = ("batch.micro", "eval", "checkpoint", "verbose", "out", "resume", "steps", "epochs", "data.cache")
@@ -48,8 +49,8 @@ def chosen(words: Sequence[str]) -> Settled:
 
 
 def write(run: Run) -> str:
-    """The run as YAML, all settings written out; `read` of it gives the same run."""
-    return yaml.dump(run.model_dump(mode="json"))
+    """The run as YAML, all settings written out; `read` of it gives the same run, without secrets (`https://host/?token=(hidden)`)."""
+    return redact(yaml.dump(run.model_dump(mode="json")))
 
 
 def load(file: Path) -> Run:
@@ -160,8 +161,8 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, str, str]
     if isinstance(old, Section) and type(old) is type(new):
         for name in type(old).model_fields:
             yield from _differences(getattr(old, name), getattr(new, name), f"{path}.{name}" if path else name)
-    elif old != new:
-        yield path, _show(old), _show(new)
+    elif old != new and redact(str(old)) != redact(str(new)):  # a secret is not in the file
+        yield path, redact(_show(old)), redact(_show(new))
 
 
 def _show(value: Any) -> str:

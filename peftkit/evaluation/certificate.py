@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from peftkit.errors import ExportError
+from peftkit.redact import redact
 
 PACKAGES = ("peftkit", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "safetensors")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -70,7 +71,7 @@ class Certificate(Frozen):
     versions: dict[str, str]
 
     def write(self, folder: Path) -> None:
-        (folder / CERTIFICATE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (folder / CERTIFICATE).write_text(redact(self.model_dump_json(indent=2)) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Certificate:

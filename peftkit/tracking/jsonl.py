@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peftkit.redact import redact
+
 
 class JsonLines:
     """Appends rows to a file; each is on disk, for every reader, when `write` returns."""
@@ -20,7 +22,7 @@ class JsonLines:
 
     def write(self, row: dict[str, Any]) -> None:
         """One row as one line. A number that is not finite becomes null: JSON has no word for it."""
-        self._file.write((json.dumps(_plain(row), allow_nan=False, ensure_ascii=False) + "\n").encode())
+        self._file.write((redact(json.dumps(_plain(row), allow_nan=False, ensure_ascii=False)) + "\n").encode())
         self._file.flush()
 
     def close(self) -> None:

@@ -3,6 +3,8 @@
 with chatter_to(folder.log(process=0), verbose=False):
     ...                       # print(), logging, warnings, tqdm and C++'s cout land in logs/process-0.log
     terminal().write("hello") # this is seen
+
+What Python writes is without the environment's secrets at once; what C and child processes write, when the log is closed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+from peftkit.redact import redact, redact_file
 
 KEEP_THEIR_RECORDS = ("DeepSpeed", "transformers", "torch", "datasets", "peft", "accelerate")
 """Loggers that may not hand their records on to the root."""
@@ -54,10 +58,11 @@ def chatter_to(log_path: Path | None, verbose: bool = False) -> Iterator[None]:
         return
     if log_path:
         log_path.parent.mkdir(parents=True, exist_ok=True)
+        redact_file(log_path)  # of an attempt that was killed
     with ExitStack() as undo:
-        log = undo.enter_context(
-            Path(log_path or os.devnull).open("a", buffering=1, encoding="utf-8", errors="replace")
-        )
+        if log_path:
+            undo.callback(redact_file, log_path)  # when it is closed: what did not come through Python
+        log = undo.enter_context(_Redacted(Path(log_path or os.devnull)))
         shown = _divert_streams(log, undo)
         _divert_logging(log, shown, undo)
         try:
@@ -67,6 +72,17 @@ def chatter_to(log_path: Path | None, verbose: bool = False) -> Iterator[None]:
             if log_path:
                 _logged[:] = [(problem, log_path)]
             raise
+
+
+class _Redacted(io.TextIOWrapper):
+    """A log to which secrets are not written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("ab"), encoding="utf-8", errors="replace", line_buffering=True)
+
+    def write(self, text: str) -> int:
+        super().write(redact(text))
+        return len(text)
 
 
 def _divert_streams(log: TextIO, undo: ExitStack) -> tuple[TextIO, TextIO]:
@@ -179,5 +195,5 @@ class _Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record is not self._last:
-            self._stream.write(f"{record.name}: {record.getMessage()}\n")
+            self._stream.write(redact(f"{record.name}: {record.getMessage()}\n"))
         self._last = record

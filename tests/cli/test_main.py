@@ -201,3 +201,32 @@ def test_choices_of_one_family(capsys):
     text = capsys.readouterr().out
     assert "cosine (default)" in text
     assert "lora" not in text
+
+
+def fail_with(problem: Exception) -> int:
+    raise problem
+
+
+@pytest.mark.parametrize("problem", [ConfigError("for {}"), ExportError("for {}"), ConfigError(["for {}", "b"])])
+def test_no_message_holds_a_secret_or_steers_the_terminal(problem, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-mine")
+    evil = "a-token-of-mine \x1b[2J\x9b2J"
+    told = [one.format(evil) for one in getattr(problem, "problems", [str(problem)])]
+    monkeypatch.setattr(cli, "dispatch", lambda _: fail_with(type(problem)(told if len(told) > 1 else told[0])))
+    assert cli.main(["train"]) == problem.exit_code
+    said = capsys.readouterr().err
+    assert "for (hidden) \\x1b[2J\\x9b2J" in said
+    assert "a-token-of-mine" not in said
+
+
+def test_nor_does_an_unexpected_error(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-mine")
+    monkeypatch.setattr(cli, "dispatch", lambda _: fail_with(ValueError("for a-token-of-mine")))
+    for words in (["train"], ["train", "--verbose"]):
+        assert cli.main(words) == 1
+        said = capsys.readouterr().err
+        assert "ValueError: for (hidden)" in said
+        assert "a-token-of-mine" not in said
+        if log := re.search(r"(/\S+\.log)", said):
+            assert "ValueError: for (hidden)" in Path(log[1]).read_text()
+            Path(log[1]).unlink()

@@ -253,3 +253,15 @@ def test_a_resumed_run_may_not_learn_something_else(begun):
 
 def test_a_run_that_has_not_begun_is_resumed_from_nothing(tmp_path):
     assert read(["--resume", "--out", str(tmp_path / "new")]).seed == 42
+
+
+def test_a_secret_is_not_written_and_a_run_goes_on_without_it(tmp_path):
+    said = ["--data.train", "https://me:pass@host/rows.jsonl?token=abc", "--out", str(tmp_path)]
+    run = read(said)
+    (tmp_path / "config.yaml").write_text(write(run))
+    assert "train: https://me:(hidden)@host/rows.jsonl?token=(hidden)" in write(run)
+    assert read([*said, "--resume"]).data == run.data
+    assert read(["--out", str(tmp_path), "--resume"]).data.train == "https://me:(hidden)@host/rows.jsonl?token=(hidden)"
+    with pytest.raises(ConfigError, match=r"--data.train https://me:\(hidden\)@other/ differs") as raised:
+        read(["--out", str(tmp_path), "--resume", "--data.train", "https://me:pass@other/"])
+    assert "pass@" not in str(raised.value)

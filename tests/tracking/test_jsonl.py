@@ -83,3 +83,11 @@ def test_rows_after_the_step_are_dropped(file, step):
 def test_no_file_has_nothing_to_drop(file):
     truncate_after(file, 3)
     assert not file.exists()
+
+
+def test_no_secret_of_the_environment_is_in_a_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-mine")
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    log.write({"step": 1, "source=a-token-of-mine/f1": 0.5})
+    log.close()
+    assert list(read_rows(tmp_path / "metrics.jsonl")) == [{"step": 1, "source=(hidden)/f1": 0.5}]

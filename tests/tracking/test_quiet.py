@@ -159,3 +159,45 @@ def test_warnings_that_tests_catch_are_still_caught(tmp_path):
         warnings.simplefilter("always")
         warnings.warn("caught", stacklevel=1)
     assert [str(one.message) for one in caught] == ["caught"]
+
+
+TELL = """
+import ctypes, logging, os, subprocess, sys
+from pathlib import Path
+from peftkit.tracking.quiet import chatter_to
+
+token = os.environ["HF_TOKEN"]
+with chatter_to(Path(sys.argv[1])):
+    print("by print", token)
+    os.write(2, f"to a descriptor {token}\\n".encode())
+    subprocess.run(["echo", "by a child", token])
+    logging.getLogger("hub").error("401 for %s", token)
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), 9)
+    raise RuntimeError(f"refused: {token}")
+"""
+
+
+def test_no_secret_of_the_environment_is_in_the_log(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-mine")
+    log = tmp_path / "logs" / "process-0.log"
+    told = [
+        subprocess.run([sys.executable, "-c", TELL, log, "killed"], capture_output=True, text=True, timeout=60).stderr
+    ]
+    told.append(
+        subprocess.run([sys.executable, "-c", TELL, log, ""], capture_output=True, text=True, timeout=60).stderr
+    )
+    assert "hub: 401 for (hidden)" in told[0]
+    assert "hub: 401 for (hidden)" in told[1]
+    assert "a-token-of-mine" not in told[0]
+    text = log.read_text()
+    assert "a-token-of-mine" not in text
+    for said in (
+        "by print (hidden)",
+        "to a descriptor ****",
+        "by a child ****",
+        "401 for (hidden)",
+        "RuntimeError: refused: (hidden)",
+    ):
+        assert said in text
+    assert text.count("by print") == 2

@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from functools import partial
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from peftkit.cache import once
 from peftkit.errors import DataError
+from peftkit.redact import HIDDEN, redact
 
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 VERSIONS = (
@@ -79,13 +81,15 @@ def _package(url: str, problem: ImportError) -> str:
 
 def _copy(system: Any, path: str, url: str, root: Path) -> Path:
     name = PurePosixPath(path.split("?")[0]).name or "data"
-    home = root / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:32]
+    home = root / "downloads" / hashlib.sha256(redact(url).encode()).hexdigest()[:32]
+    if HIDDEN in url and (kept := _kept(home, name)):
+        return kept  # a run's own settings, in which no secret is written
     try:
         info = system.info(path)
     except Exception as problem:
-        kept = sorted(home.glob("*/" + name), key=lambda file: file.stat().st_mtime)
+        kept = _kept(home, name)
         if kept and not _refused(problem):
-            return kept[-1]  # without a network, what was fetched before serves
+            return kept  # without a network, what was fetched before serves
         raise DataError(f"{shown(url)} cannot be fetched: {_reason(problem, url)}") from None
     if info.get("type") == "directory":
         raise DataError(f"{shown(url)} is a folder; name a file in it, or several: {shown(url).rstrip('/')}/*.SUFFIX")
@@ -95,6 +99,11 @@ def _copy(system: Any, path: str, url: str, root: Path) -> Path:
         target, partial(_download, system, path, url, name, info.get("size")), lambda folder: (folder / name).is_file()
     )
     return target / name
+
+
+def _kept(home: Path, name: str) -> Path | None:
+    """What was fetched last."""
+    return max(home.glob("*/" + escape(name)), key=lambda file: file.stat().st_mtime, default=None)
 
 
 def _download(system: Any, path: str, url: str, name: str, size: int | None, folder: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from peftkit.data.sources import digest, read
 from peftkit.errors import DataError
+from peftkit.redact import redact
 
 ROWS = [{"text": "a"}, {"text": "b"}]
 LINES = '{"text": "a"}\n{"text": "b"}\n'
@@ -80,6 +81,15 @@ def test_without_a_network_what_was_fetched_serves(served, tmp_path):
     with pytest.raises(DataError, match=r"/rows\.csv cannot be fetched: Cannot connect") as raised:
         read(source, cache=tmp_path / "other")
     assert "secret" not in str(raised.value)
+
+
+def test_a_url_as_a_run_keeps_it_without_its_secret_finds_what_was_fetched(served, tmp_path):
+    folder, url, _ = served
+    (folder / "rows.jsonl").write_text(LINES)
+    source = f"{url}/rows.jsonl?token=secret"
+    first = digest(source, cache=tmp_path), read(source, cache=tmp_path).rows
+    assert redact(source).endswith("?token=(hidden)")
+    assert (digest(redact(source), cache=tmp_path), read(redact(source), cache=tmp_path).rows) == first
 
 
 @pytest.mark.parametrize(
