@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from peftkit.engine.open import Engine
+from peftkit.engine.pulse import beat
 from peftkit.engine.world import World
 from peftkit.errors import PeftkitError
 
@@ -32,7 +33,7 @@ class Learnt(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, as a row of metrics.jsonl. `step` counts from 1; `loss` is the mean over `targets`."""
+    """One optimizer step. `step` counts from 1; `loss` is the mean over `targets`."""
 
     step: int
     loss: float
@@ -40,9 +41,14 @@ class Step:
     lr: float
     targets: int
     seconds: float
+    asked: int = 0
+    """Processes that ask to stop after this step; the same number on all of them."""
 
     def row(self) -> dict[str, Any]:
-        return asdict(self)
+        """The step as a row of metrics.jsonl."""
+        row = asdict(self)
+        del row["asked"]
+        return row
 
 
 def steps(
@@ -52,9 +58,11 @@ def steps(
     world: World,
     rate: Callable[[int], float],
     done: int = 0,
+    wish: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """One optimizer step for each list of micro-batches, counting on from `done`; `rate` gives a step's share of the peak rate.
 
+    `wish` says whether this process wants to stop: all of them learn of it in the same step.
     Every process must be given lists of the same lengths (ZeRO gathers and reduces in every pass).
     """
     engine.deepspeed.train()
@@ -64,10 +72,10 @@ def steps(
         lr = max(group["lr"] for group in engine.groups)
         (targets,) = world.sum(sum(task.targets(batch) for batch in micro_batches))
         loss = _accumulate(engine, micro_batches, task, world, max(1.0, targets))
+        loss, asked = world.sum(loss, wish())
         grad_norm = _update(engine)
-        (loss,) = world.sum(loss)
         now = time.perf_counter()
-        yield Step(number + 1, loss, grad_norm, lr, int(targets), now - start)
+        yield Step(number + 1, loss, grad_norm, lr, int(targets), now - start, int(asked))
         start = time.perf_counter()
 
 
@@ -82,6 +90,7 @@ def _accumulate(
         loss = task.loss(forward(engine.deepspeed, task, batch), batch) / targets
         # DeepSpeed averages over the processes, and the count of targets is already that of all of them.
         engine.deepspeed.backward(loss * world.processes, scale_wrt_gas=False)
+        beat()
         total += float(loss.detach())
     return total
 
