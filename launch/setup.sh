@@ -156,6 +156,21 @@ lock() {
     ! command -v flock >/dev/null || flock -n 9 || { echo "Waiting for another set-up in $ROOT" && flock 9; }
 }
 
+# A real SLURM for its tests, which start one (tests/slurm/cluster.py): only root on a Debian or Ubuntu can have it installed;
+# elsewhere those tests are skipped, and say so.
+set_up_slurm() {
+    command -v slurmctld slurmd munged ip >/dev/null && return
+    { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || return 0
+    step "SLURM, for its tests"
+    local options=(-y -qq --no-install-recommends)
+    # Nothing of it is started as a service: the tests start their own.
+    (lock && { apt_get install "${options[@]}" slurm-wlm munge iproute2 util-linux ||
+        { apt_get update -qq && apt_get install "${options[@]}" slurm-wlm munge iproute2 util-linux; }; }) ||
+        echo "  note: it could not be installed ($SETUP_LOG); its tests are skipped"
+}
+
+apt_get() { DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get "$@" >>"$SETUP_LOG" 2>&1 </dev/null; }
+
 step() { echo "  $(date +%H:%M:%S) $*"; }
 stop() { echo "set-up: $*" >&2; exit 1; }
 stop_with_log() {

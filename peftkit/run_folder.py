@@ -9,6 +9,11 @@ RUN/stop                             asks a running training to save and end: `t
 RUN/errors/attempt-0/process-1.json  why that process failed, a file for each that did
 RUN/reference/train/                 numbers of the model before its first step, for tasks that learn against it
 RUN/logs/process-0.log               what libraries said, a file per process
+RUN/slurm/run.yaml, train.sbatch     what was submitted: the settings, and the script that SLURM runs
+RUN/slurm/job.json                   the newest job: its number, cluster, token
+RUN/slurm/job-123.log                what job 123 said, all attempts one after the other
+RUN/slurm/attempts.jsonl             a row for every beginning and end of an attempt, and why it ended
+RUN/slurm/preflight-0.json           what the nodes of attempt 0 found before it began
 RUN/export/adapter/, export/merged/  deployable artifacts, each with its certificate.json
 """
 
@@ -67,6 +72,33 @@ class RunFolder:
 
     def log(self, process: int) -> Path:
         return self.logs / f"process-{process}.log"
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
+
+    @property
+    def submitted(self) -> Path:
+        return self.slurm / "run.yaml"
+
+    @property
+    def script(self) -> Path:
+        return self.slurm / "train.sbatch"
+
+    @property
+    def job(self) -> Path:
+        return self.slurm / "job.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.slurm / "attempts.jsonl"
+
+    def job_log(self, job: str) -> Path:
+        """`job` is its number, or `%j` for SLURM to fill in."""
+        return self.slurm / f"job-{job}.log"
+
+    def preflight(self, attempt: int) -> Path:
+        return self.slurm / f"preflight-{attempt}.json"
 
     def export(self, name: str) -> Path:
         return self.path / "export" / name

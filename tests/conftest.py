@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.launch import torchrun
+from tests.slurm.cluster import Cluster, missing
 
 # The first example imports what the oracle needs, which takes longer than the 200 ms that it may.
 settings.register_profile("peftkit", deadline=None)
@@ -29,6 +32,32 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTKIT_CACHE", str(folder))
         yield
+
+
+@pytest.fixture(scope="session")
+def whole_cluster() -> Iterator[Cluster]:
+    """A real SLURM for the whole session, started when the first test asks for it."""
+    if reason := missing():
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="peftkit-slurm-", dir="/tmp"))  # a socket's path has 108 bytes
+    with Cluster(folder) as cluster:
+        yield cluster
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
+    """The session's SLURM with all nodes idle; what a test broke is mended after it."""
+    yield whole_cluster
+    whole_cluster.mend()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests that could not meet a real SLURM are counted where nobody overlooks them."""
+    without = [report for report in terminalreporter.stats.get("skipped", []) if "slurm" in report.keywords]
+    if without:
+        reason = str(without[0].longrepr[2]).removeprefix("Skipped: ")
+        terminalreporter.write_line(f"{len(without)} TESTS OF SLURM DID NOT RUN: {reason}", red=True, bold=True)
 
 
 @dataclass(frozen=True)
