@@ -4,6 +4,8 @@ PeftkitError          1  the run failed
 |- ConfigError        2  settings: unknown, misspelt, out of range or clashing
 |- DataError          2  rows, columns, labels, files of data
 |- ModelError         2  a base model that cannot be found, read or adapted
+|- NonFiniteError     1  losses or gradients that are no numbers any more
+|- OutOfMemoryError   1  less memory than the training needs
 |- CheckpointError    1  a checkpoint that cannot be written, verified or resumed
 |- ExportError        1  an export that is not what was trained
 |- PeerError          1  another process of the run has ended or hangs
@@ -46,6 +48,14 @@ class ModelError(PeftkitError):
 
     exit_code = 2
     kind = "model"
+
+
+class NonFiniteError(PeftkitError):
+    """Losses, gradients or weights that are NaN or infinite; the message names the step, the rows and the way out."""
+
+
+class OutOfMemoryError(PeftkitError):
+    """The device or the machine has less memory than the training needs; the message says what holds it."""
 
 
 class CheckpointError(PeftkitError):

@@ -20,7 +20,7 @@ from peftkit.errors import ConfigError
 from peftkit.redact import redact
 from peftkit.registry import did_you_mean
 
-MAY_DIFFER = ("batch.micro", "eval", "checkpoint", "verbose", "out", "resume", "steps", "epochs", "data.cache")
+MAY_DIFFER = ("batch.micro", "eval", "checkpoint", "guard", "verbose", "out", "resume", "steps", "epochs", "data.cache")
 """What a resumed run may be told anew: nothing of it changes how the steps are computed."""
 COMMAND_WORDS = ("config", "dry-run", "help")
 

@@ -1,4 +1,4 @@
-"""The sections of a run that are no choices: model, data, batch, regularisation, evaluation, generation, checkpoints."""
+"""The sections of a run that are no choices: model, data, batch, regularisation, evaluation, generation, checkpoints, guards."""
 
 from __future__ import annotations
 
@@ -237,6 +237,19 @@ class Eval(Section):
         else:
             near = did_you_mean(self.best, [*names, *Metric.registry])
             yield f"--eval.best {self.best} is no number that is computed{near}; there are: {', '.join(names)}"
+
+
+class Guard(Section):
+    """What ends or interrupts a training that goes wrong: processes that hang, losses that are no numbers, sudden losses."""
+
+    timeout: PositiveFloat = 1800
+    """Seconds without progress after which a process is taken for hung."""
+    nonfinite: Literal["skip", "stop"] = "skip"
+    """A step whose loss or gradient is NaN or infinite moves nothing: skip goes on with the next one, stop ends the run."""
+    nonfinite_limit: PositiveInt = 3
+    """So many such steps in a row end the run also with skip."""
+    spike: NonNegativeFloat = 8
+    """A loss is flagged that lies so many times the usual spread above the median of the last ones; 0 flags none."""
 
 
 class Checkpoint(Section):

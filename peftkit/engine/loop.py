@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
+from peftkit.engine.nonfinite import drop, kept_statistics, put_statistics
 from peftkit.engine.open import Engine
 from peftkit.engine.pulse import beat
 from peftkit.engine.world import World
-from peftkit.errors import PeftkitError
+from peftkit.errors import NonFiniteError
 
 
 class Learnt(Protocol):
@@ -43,12 +45,15 @@ class Step:
     seconds: float
     asked: int = 0
     """Processes that ask to stop after this step; the same number on all of them."""
+    skipped: bool = False
+    """Whether the loss or the gradient is no number, so that nothing was moved."""
+    bad: tuple[int, ...] = ()
+    """This process's micro-batches whose loss is no number."""
 
     def row(self) -> dict[str, Any]:
         """The step as a row of metrics.jsonl."""
-        row = asdict(self)
-        del row["asked"]
-        return row
+        names = ("step", "loss", "grad_norm", "lr", "targets", "seconds")
+        return {name: getattr(self, name) for name in names} | ({"skipped": True} if self.skipped else {})
 
 
 def steps(
@@ -71,19 +76,25 @@ def steps(
         engine.set_rate(rate(number))
         lr = max(group["lr"] for group in engine.groups)
         (targets,) = world.sum(sum(task.targets(batch) for batch in micro_batches))
-        loss = _accumulate(engine, micro_batches, task, world, max(1.0, targets))
-        loss, asked = world.sum(loss, wish())
-        grad_norm = _update(engine)
+        kept = kept_statistics(engine.model)
+        losses = _accumulate(engine, micro_batches, task, world, max(1.0, targets))
+        loss, asked = world.sum(sum(losses), wish())
+        grad_norm = _update(engine) if math.isfinite(loss) else _drop(engine)
+        # What overflows fp16 at a large scale of the loss is fp16's way of finding the right one.
+        skipped = not math.isfinite(loss) or (not math.isfinite(grad_norm) and not engine.loss_scaler)
+        if skipped:
+            put_statistics(engine.model, kept)
+        bad = tuple(index for index, value in enumerate(losses) if not math.isfinite(value))
         now = time.perf_counter()
-        yield Step(number + 1, loss, grad_norm, lr, int(targets), now - start, int(asked))
+        yield Step(number + 1, loss, grad_norm, lr, int(targets), now - start, int(asked), skipped, bad)
         start = time.perf_counter()
 
 
 def _accumulate(
     engine: Engine, micro_batches: Sequence[dict[str, Any]], task: Learnt, world: World, targets: float
-) -> float:
-    """Run every micro-batch forward and back; this process's part of the step's mean loss."""
-    total = 0.0
+) -> list[float]:
+    """Run every micro-batch forward and back; their parts of the step's mean loss."""
+    losses = []
     for index, batch in enumerate(micro_batches):
         batch = on_device(batch, world.device)
         engine.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
@@ -91,27 +102,35 @@ def _accumulate(
         # DeepSpeed averages over the processes, and the count of targets is already that of all of them.
         engine.deepspeed.backward(loss * world.processes, scale_wrt_gas=False)
         beat()
-        total += float(loss.detach())
-    return total
+        losses.append(float(loss.detach()))
+    return losses
 
 
 def _update(engine: Engine) -> float:
-    """Take the step; the norm of its gradient before clipping. A gradient that overflows fp16 is infinite, and moves nothing."""
+    """Take the step; the norm of its gradient before clipping, infinite if it is no number: then nothing has moved."""
     if engine.zero:
-        _take(engine)
+        _take(engine.deepspeed.step, engine)
         return math.inf if engine.overflowed else float(engine.deepspeed.get_global_grad_norm() or 0.0)
     gradients = [weight.grad for weight in engine.trained().values() if weight.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))  # without ZeRO DeepSpeed does not tell
+    if not math.isfinite(norm):
+        return _drop(engine)
     engine.deepspeed.step()
     return norm
 
 
-def _take(engine: Engine) -> None:
+def _drop(engine: Engine) -> float:
+    """Leave the step, whose gradient counts as infinite."""
+    _take(partial(drop, engine), engine)
+    return math.inf
+
+
+def _take(step: Callable[[], None], engine: Engine) -> None:
     try:
-        engine.deepspeed.step()
+        step()
     except Exception as problem:
         if engine.overflowed and engine.loss_scaler:
-            raise PeftkitError(
+            raise NonFiniteError(
                 f"the gradient overflows fp16 at any loss scale ({problem}); use --precision bf16 or fp32, or lower --optim.lr"
             ) from problem
         raise

@@ -95,7 +95,15 @@ def open_engine(
         raise ModelError("no weight trains: --strategy froze all of them")
     optimizer = optim.build(groups, offloads_optimizer(config))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    _check_gradients(engine.optimizer)
     return Engine(engine, stage_of(config), hold_frozen(model))
+
+
+def _check_gradients(wrapper: Any) -> None:
+    """Let ZeRO's stages 1 and 2 look for gradients that are no numbers also where the configuration says they need not."""
+    if not getattr(wrapper, "check_grad_overflow", True):
+        # In fp32 the gradient's norm, where it is computed, says as much without another reduction over the processes.
+        wrapper.check_grad_overflow = wrapper.dtype != torch.float32 or not wrapper.compute_grad_norm
 
 
 def ready_deepspeed() -> Any:
