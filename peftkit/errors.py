@@ -75,6 +75,11 @@ class PeerError(PeftkitError):
 
     kind = "peer"
 
+    def __init__(self, text: str, quiet: bool = False) -> None:
+        self.quiet = quiet
+        """Another process tells it already."""
+        super().__init__(text)
+
 
 class StoppedError(PeftkitError):
     """The run was asked to stop (a signal, a stop file, a deadline) and did so; nothing is lost."""

@@ -22,7 +22,7 @@ from peftkit.engine.world import World, joined
 from peftkit.errors import PeftkitError
 from peftkit.evaluation.score import Split, score
 from peftkit.flows.job import Job, make_job
-from peftkit.flows.train import all_steps, join_references, open_at
+from peftkit.flows.stages import all_steps, join_references, open_at
 from peftkit.run_folder import RunFolder
 
 

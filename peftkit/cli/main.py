@@ -1,6 +1,6 @@
 """Words in, exit code out: the `peftkit` command.
 
-0 done · 1 the run failed · 2 settings, data or model are wrong · 130 interrupted.
+0 done · 1 the run failed · 2 settings, data or model are wrong · 75 stopped as asked, and can go on · 130 interrupted.
 """
 
 from __future__ import annotations

@@ -9,11 +9,15 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftkit.errors import ConfigError, PeftkitError
+from peftkit.errors import ConfigError, PeerError, PeftkitError, StoppedError
 from peftkit.redact import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+TITLES = {ConfigError: "wrong settings", StoppedError: "stopped"}
+"""What a message begins with, where it is no error."""
 
 
 def stdout() -> Console:
@@ -31,10 +35,10 @@ def _console(stderr: bool) -> Console:
 
 def say_problem(problem: PeftkitError) -> None:
     """The problem in its own words; settings that are wrong are listed, and only once for all processes."""
-    if problem.exit_code == 2 and not _speaks(problem):
+    if not _speaks(problem):
         return
     problems = problem.problems if isinstance(problem, ConfigError) else [str(problem)]
-    title = "wrong settings" if isinstance(problem, ConfigError) else "error"
+    title = next((title for kind, title in TITLES.items() if isinstance(problem, kind)), "error")
     if len(problems) == 1:
         _say(f"{_process()}peftkit: {title}: ", problems[0])
         return
@@ -62,7 +66,11 @@ def _plain(text: str) -> str:
 def _speaks(problem: PeftkitError) -> bool:
     """Settings are the same on every process: the first speaks. Data and models may be amiss on one machine: each one's first."""
     process = os.environ.get("RANK", "0")
-    return (process if isinstance(problem, ConfigError) else os.environ.get("LOCAL_RANK", process)) == "0"
+    if isinstance(problem, PeerError):
+        return not problem.quiet
+    if isinstance(problem, (ConfigError, StoppedError)):
+        return process == "0"
+    return problem.exit_code != 2 or os.environ.get("LOCAL_RANK", process) == "0"
 
 
 def _process() -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
+from peftkit.config.duration import Duration
 from peftkit.config.section import Section
 from peftkit.metrics import Metric
 from peftkit.registry import did_you_mean
@@ -242,8 +243,10 @@ class Eval(Section):
 class Guard(Section):
     """What ends or interrupts a training that goes wrong: processes that hang, losses that are no numbers, sudden losses."""
 
-    timeout: PositiveFloat = 1800
-    """Seconds without progress after which a process is taken for hung."""
+    timeout: Duration = Duration(1800)
+    """How long a process may come no further before it is taken for hung: 30m, 1800 (seconds)."""
+    silence: Duration = Duration(120)
+    """How long a process may give no sign of life before it is taken for dead: 2m, 120 (seconds)."""
     nonfinite: Literal["skip", "stop"] = "skip"
     """A step whose loss or gradient is NaN or infinite moves nothing: skip goes on with the next one, stop ends the run."""
     nonfinite_limit: PositiveInt = 3
@@ -263,6 +266,8 @@ class Checkpoint(Section):
     """What is exported: the last step's weights, the best by `--eval.best`, or the mean of the last `average` checkpoints."""
     average: PositiveInt = 3
     """How many checkpoints `final: average` takes."""
+    deadline: Duration | None = None
+    """Save, and end with exit code 75, before so much time has passed since the start: 4h, 90m, 3600 (seconds)."""
 
     def conflicts(self, run: Any) -> Iterator[str]:
         from peftkit.config.regularize import averaging_clashes

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from peftkit.engine.open import Engine
+from peftkit.errors import StoppedError
 
 AVERAGE = "average"
 """The name of the average among a parameter's optimizer state."""
@@ -67,10 +68,14 @@ def after_each_step(
 def averaged(engine: Engine) -> Iterator[None]:
     """The model with its average in place of its weights, where there is one. All processes take part.
 
-    After an error the weights are left: putting them back would wait for the others.
+    After an error the weights are left: putting them back would wait for the others. They all come back to be saved.
     """
     exchange(engine)
-    yield
+    try:
+        yield
+    except StoppedError:
+        exchange(engine)
+        raise
     exchange(engine)
 
 

@@ -51,6 +51,8 @@ class Progress:
     best: float | None = None
     waited: int = 0
     """Evaluations since the best one."""
+    scored: int = 0
+    """The step after which the splits were scored last."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """Settings of the task that the newest validation set: its thresholds."""
 

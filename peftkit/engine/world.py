@@ -14,7 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from peftkit.engine.pulse import beat
 from peftkit.errors import ConfigError
+
+LONGEST_WAIT = timedelta(minutes=30)
+"""How long a process waits for the others, where nothing watches over them yet: one may be loading a large model."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,41 @@ class World:
         """Sums over all processes, in fp64."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
+        beat()
         return [float(value) for value in total.tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's `value`, in order of processes, on the first one; elsewhere nothing."""
         gathered: list[Any] | None = [None] * self.processes if self.first else None
         dist.gather_object(value, gathered)
+        beat()
         return gathered or []
 
     def share(self, value: Any) -> Any:
         """The first process's `value`, everywhere."""
         holder = [value]
         dist.broadcast_object_list(holder)
+        beat()
         return holder[0]
 
     def wait(self) -> None:
         """Until every process is here."""
         dist.barrier()
+        beat()
+
+
+LOST = (
+    "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "socket closed",
+    "pair closure", "remote process exited", "waiting for recv", "waiting for send", "network error", "wait timeout", "timed out",
+)  # fmt: skip
+"""What gloo, NCCL and the store say, in small letters, when another process has gone."""
+
+
+def lost_a_peer(problem: BaseException) -> bool:
+    """Whether the error only says that another process of the world no longer answers."""
+    told = str(problem).lower()
+    of_torch = isinstance(problem, (dist.DistError, RuntimeError)) and not isinstance(problem, torch.OutOfMemoryError)
+    return of_torch and any(words in told for words in LOST)
 
 
 def identity() -> World:
@@ -66,7 +88,7 @@ def identity() -> World:
 
 
 @contextmanager
-def joined(timeout: timedelta = timedelta(minutes=30)) -> Iterator[World]:
+def joined(timeout: timedelta = LONGEST_WAIT) -> Iterator[World]:
     """This process's place in the world, its process group open.
 
     DeepSpeed keeps hold of the first group that it meets, so one group serves all trainings of a process (a notebook's),

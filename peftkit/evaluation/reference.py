@@ -13,6 +13,7 @@ import torch
 
 from peftkit.data.store import Store
 from peftkit.engine.loop import forward, on_device
+from peftkit.engine.pulse import beat
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError
 from peftkit.evaluation.score import Batches
@@ -51,6 +52,7 @@ def reference_values(model: Any, batches: Batches, windows: int, task: Task, wor
     mine: list[tuple[int, dict[str, float]]] = []
     with torch.no_grad():
         for numbers, batch in batches:
+            beat()
             batch = on_device(batch, world.device)
             values = task.reference_values(forward(model, task, batch), batch)
             rows = zip(*(values[name].tolist() for name in task.reference), strict=True)

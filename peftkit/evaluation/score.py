@@ -14,6 +14,7 @@ from peftkit.config.sections import Generate
 from peftkit.data.rows import RowFile
 from peftkit.data.store import Store
 from peftkit.engine.loop import forward, on_device
+from peftkit.engine.pulse import beat
 from peftkit.engine.world import World
 from peftkit.evaluation.generate import write_texts
 from peftkit.metrics import Metric
@@ -53,15 +54,17 @@ def score(
     generate: Generate | None = None,
     by: str | None = None,
     tunes: bool = False,
+    pause: Callable[[], None] = beat,
 ) -> Scored:
     """The metrics' numbers over all rows, the same on every process.
 
     `batches` are this process's share; the composition of a batch must not depend on the number of processes. `by` is a
-    column whose values are scored apart, too; with `tunes` the task sets its thresholds by these rows.
+    column whose values are scored apart, too; with `tunes` the task sets its thresholds by these rows. `pause` is called
+    between two batches, as often on every process.
     """
     metrics = [metric.fit(task) for metric in metrics]
     texts = generate if any("generated" in metric.needs for metric in metrics) else None
-    found = records(model, batches, task, world, split.processor, texts)
+    found = records(model, batches, task, world, split.processor, texts, pause)
     if world.first:
         rows, judged = judge(found, split, task)
         if tunes and (tuned := task.tune(judged)) is not task:
@@ -74,7 +77,13 @@ def score(
 
 
 def records(
-    model: Any, batches: Batches, task: Task, world: World, processor: Any, generate: Generate | None = None
+    model: Any,
+    batches: Batches,
+    task: Task,
+    world: World,
+    processor: Any,
+    generate: Generate | None = None,
+    pause: Callable[[], None] = beat,
 ) -> list[tuple[int, Record]]:
     """On the first process every window's number and record, in order; on the others nothing."""
     training = model.training
@@ -82,6 +91,7 @@ def records(
     mine: list[tuple[int, Record]] = []
     with torch.no_grad():
         for windows, batch in batches:
+            pause()
             batch = on_device(batch, world.device)
             made = task.score(forward(model, task, batch), batch)
             if generate is not None:

@@ -3,78 +3,105 @@
 from __future__ import annotations
 
 import json
-import math
+import os
+import shlex
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+import time
+from contextlib import closing, suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
+
+import psutil
 
 from peftkit.config.read import write
 from peftkit.config.run import Run
 from peftkit.data.batches import steps_per_epoch
-from peftkit.engine.ahead import with_ahead
-from peftkit.engine.average import averaged, follow
-from peftkit.engine.checkpoint import (
-    PARTIAL,
-    Progress,
-    Saved,
-    newest,
-    prune,
-    read_progress,
-    read_result,
-    read_trained,
-    resume,
-    save,
-)
-from peftkit.engine.loop import Step, steps
-from peftkit.engine.noise import add_noise
-from peftkit.engine.open import Engine, open_engine
-from peftkit.engine.pull import pull_back
-from peftkit.engine.random_state import seed_all
-from peftkit.engine.state import capture, load_weights, put_weights, restore
-from peftkit.engine.statistics import share_statistics
-from peftkit.engine.world import World, identity, joined
-from peftkit.errors import CheckpointError, ConfigError
-from peftkit.evaluation.bootstrap import ends_of_intervals
-from peftkit.evaluation.reference import join_reference
-from peftkit.evaluation.score import Scored, Split, score
+from peftkit.engine.checkpoint import PARTIAL, Progress, newest, prune, save
+from peftkit.engine.open import Engine
+from peftkit.engine.stop import Stopper
+from peftkit.engine.watch import Watch
+from peftkit.engine.world import LONGEST_WAIT, World, identity, joined
+from peftkit.errors import ConfigError, StoppedError
+from peftkit.flows.attempt import Attempt, start_attempt
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
+from peftkit.flows.scores import evaluate_all, evaluates, gives_up, score_test
+from peftkit.flows.stages import all_steps, join_references, open_at
 from peftkit.run_folder import RunFolder, free_folder
-from peftkit.tasks import Task
-from peftkit.tasks.r_drop import RDrop, check_dropout
+from peftkit.status import write_whole
 from peftkit.tracking.jsonl import truncate_after
-from peftkit.tracking.quiet import chatter_to
+from peftkit.tracking.quiet import chatter_to, terminal
 from peftkit.tracking.teller import Teller
+
+END_MARGIN = 30.0
+"""Seconds before the scheduler ends the job by which the run has ended by itself."""
+BEFORE_IT_BEGAN = {"logs", "status.json", "errors", "stop", "slurm"}
+"""What may lie in the folder of a run that is new."""
 
 
 def train(run: Run) -> Path:
     """Train as `run` says and return the run folder. Every process of the world calls it.
 
-    Raises ConfigError, DataError or ModelError before the first step, CheckpointError or ExportError after it.
+    Raises ConfigError, DataError or ModelError before the first step, CheckpointError or ExportError after it, and
+    StoppedError once it has saved what was reached, if it was asked to stop.
 
     >>> folder = train(Run(model="gpt2", data="texts.jsonl", task="causal_lm"))  # doctest: +SKIP
     """
     check_settings(run)
-    with joined() as world:
+    with Stopper(say) as stopper, joined(max(LONGEST_WAIT, 2 * timedelta(seconds=run.guard.timeout))) as world:
         folder = claim(run, world)
-        with closing(Teller(world.first)) as teller, chatter_to(folder.log(world.process), run.verbose):
-            job = make_job(run.model_copy(update={"out": folder.path}), world)
-            progress = carry_out(job, folder, teller)
-    if world.first:
-        with chatter_to(folder.log(0), run.verbose):
-            finish(job, folder, progress, teller)
+        attempt = start_attempt(folder, world)
+        try:
+            carry_through(run, attempt, stopper)
+        except BaseException as problem:
+            told = attempt.failed(problem)
+            if told is problem:
+                raise
+            raise told from problem
     return folder.path
 
 
-def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
+def carry_through(run: Run, attempt: Attempt, stopper: Stopper) -> None:
+    """From the data to the export."""
+    folder, world = attempt.folder, attempt.world
+    with closing(Teller(world.first)) as teller, chatter_to(folder.log(world.process), run.verbose):
+        job = make_job(run.model_copy(update={"out": folder.path}), world)
+        progress = carry_out(Underway(job, folder, teller, attempt, stopper))
+    if world.first:
+        with chatter_to(folder.log(0), run.verbose):
+            finish(job, folder, progress, teller)
+    attempt.tell("done")
+
+
+@dataclass
+class Underway:
+    """A training between its first step and its last."""
+
+    job: Job
+    folder: RunFolder
+    teller: Teller
+    attempt: Attempt
+    stopper: Stopper
+    progress: Progress = field(default_factory=Progress)
+
+    def pause(self) -> None:
+        """Between two batches of an evaluation. Raises StoppedError, on all processes at once, if one asks to stop."""
+        (asked,) = self.job.world.sum(self.stopper.wish())
+        if asked:
+            raise StoppedError("")
+
+
+def carry_out(now: Underway) -> Progress:
     """All steps, with evaluations and checkpoints between them."""
+    job, folder, teller = now.job, now.folder, now.teller
     run, world = job.run, job.world
     saved = newest(folder, world) if run.resume else None
-    progress = saved.progress if saved else Progress()
     if saved:
         check_base(saved.folder, job.base)
+        now.progress = saved.progress
     teller.header("train", header_of(job, folder))
     for line in job.prepared.report.lines():
         teller.note(line)
@@ -82,203 +109,114 @@ def carry_out(job: Job, folder: RunFolder, teller: Teller) -> Progress:
         for damage in saved.passed_over:
             teller.warn(damage)
         teller.note(f"going on from {saved.folder}")
-    engine = open_at(job, progress.step, saved)
-    begin_folder(job, folder, progress, world)  # what cannot be resumed was left as it is
-    base = {"source": job.base.source, "fingerprint": job.base.fingerprint}
+    engine = open_at(job, now.progress.step, saved)
+    begin_folder(job, folder, now.progress, world)  # what cannot be resumed was left as it is
     teller.log_to(folder.metrics)
-    if run.task.reference:
-        join_references(job, engine, folder, first_time=saved is None)
-    if run.eval.before and not progress.step:
-        evaluate_all(job, engine, progress, teller)
-    teller.start(job.steps, progress.step)
-    for current, step in all_steps(job, engine, progress):
-        engine = current  # a stage of unfreezing opens another one
-        teller.step(step.row())
-        last = step.step == job.steps
-        better = evaluates(job, step.step) and evaluate_all(job, engine, progress, teller, last)
-        last = last or gives_up(run, progress)
-        if better or last or step.step % (run.checkpoint.every or job.epoch) == 0:
-            save(engine, folder, progress, world, base)
-            if world.first:
-                prune(folder, run.checkpoint.keep, progress.best_step)
-        if last:
-            break
-    score_test(job, engine, folder, progress, teller)
+    watch_for_wishes(now)
+    now.attempt.begin(now.progress.step, job.steps, now.progress.step if saved else None)
+    with Watch(world, run.guard.silence, run.guard.timeout, now.attempt.end):
+        engine = all_between(now, engine, fresh=saved is None)
     engine.close()
-    return progress
+    return now.progress
 
 
-def all_steps(job: Job, engine: Engine, progress: Progress) -> Iterator[tuple[Engine, Step]]:
-    """Every step from `progress.step` on, with the engine that took it: a new stage of unfreezing opens another."""
-    schedule, run = job.run.schedule, job.run
-    task = RDrop(run.task, run.regularize.r_drop) if run.regularize.r_drop else run.task
-
-    def rate(step: int) -> float:
-        return schedule.factor(step, job.steps, progress.evals)
-
-    while progress.step < job.steps and not gives_up(run, progress):  # one that is resumed may have stopped early
-        stage, end = job.stage(progress.step), progress.step
-        while end < job.steps and job.stage(end) == stage:
-            end += 1
-        batches: Iterator[Sequence[dict[str, Any]]] = job.batches(progress.step, end)
-        if run.task.looks_ahead:
-            batches = with_ahead(engine, batches, run.task, job.world)
-        for step in steps(engine, batches, task, job.world, rate, progress.step):
-            progress.step = step.step
-            yield engine, step
-        if end < job.steps:
-            engine = open_next_stage(job, engine, job.stage(end))
-
-
-def open_at(job: Job, step: int, saved: Saved | None) -> Engine:
-    """The engine as it stands before `step` (0 is the first): new, or as the checkpoint left it."""
-    seed_all(job.run.seed, job.world.process)
-    if saved:
-        load_weights(job.model, read_trained(saved.folder))
-    # A checkpoint is written after its last step: the next one may belong to another stage, which then starts here.
-    stage = job.stage(max(0, step - 1))
-    job.unfreeze(stage)
-    engine = opened(job)
-    if saved:
-        resume(engine, saved, job.world)
-        if job.stage(step) != stage and step < job.steps:
-            engine = open_next_stage(job, engine, job.stage(step))
-    return engine
-
-
-def open_next_stage(job: Job, engine: Engine, stage: int) -> Engine:
-    """An engine over more parameters; those that trained before keep their optimizer state.
-
-    DeepSpeed ignores what is unfrozen after `initialize`, so the old engine is closed and another one opened.
-    """
-    state = capture(engine)
-    engine.close()
-    job.unfreeze(stage)
-    engine = opened(job)
-    restore(engine, state)
-    return engine
-
-
-def opened(job: Job) -> Engine:
-    """An engine over what trains by now, with the run's regularisation."""
-    chosen = job.run.regularize
-    if chosen.r_drop:
-        check_dropout(job.model)
-    noise = add_noise(job.model, chosen.neftune) if chosen.neftune else []
-    engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
-    engine.hooks.extend(noise)
-    if chosen.pull:
-        pull_back(engine, chosen.pull)
-    if chosen.ema is not None:
-        follow(engine, chosen.ema)  # after the pull, so that it is in the average
-    return engine
-
-
-def join_references(job: Job, engine: Engine, folder: RunFolder, first_time: bool) -> None:
-    """The numbers of the model before its first step, for a task that learns against it."""
-    for split in ("train", "validation", "test", "anchor"):
-        store, task = job.prepared.store(split), job.run.task
-        if store is not None:
-            batches = job.evaluation(store, None)
-            join_reference(engine.deepspeed, batches, store, task, job.world, folder.reference / split, first_time)
-
-
-def evaluate_all(job: Job, engine: Engine, progress: Progress, teller: Teller, last: bool = False) -> bool:
-    """Score the validation rows, and those of the old domain if there are any; whether the former is the best so far."""
-    better = evaluate(job, engine, "validation", progress, teller, last)
-    evaluate(job, engine, "anchor", progress, teller, last)
-    return better
-
-
-def evaluate(job: Job, engine: Engine, split: str, progress: Progress, teller: Teller, last: bool = False) -> bool:
-    """Score a split if there is one, the `last` time with intervals; for validation, whether it is the best score so far.
-
-    Thresholds are set by the validation rows alone, and hold for what is scored until the next validation.
-    """
-    store = job.prepared.store(split)
-    if store is None:
-        return False
-    rows = job.run.eval.rows if split == "validation" else None
-    validates = split == "validation"
-    task = job.run.task.model_copy(update=progress.tuned)
-    share_statistics(engine.model)
-    # Where the weights are averaged, it is the average that is scored, and exported.
-    with averaged(engine) if job.run.regularize.ema is not None else nullcontext():
-        scored = score(
-            engine.deepspeed,
-            job.evaluation(store, rows),
-            Split(store, job.prepared.rows(split), job.base.processor),
-            job.run.task if validates else task,
-            job.metrics,
-            job.world,
-            job.run.generate,
-            job.run.eval.by,
-            tunes=validates,
-        )
-    better = validates and note(job, progress, scored)
-    last = last or gives_up(job.run, progress)
-    ends = ends_of_intervals(scored.records, job.metrics, scored.task, job.run.eval.bootstrap if last else 0)
-    teller.evaluation(split, progress.step, {**scored.numbers, **ends})
-    return better
-
-
-def score_test(job: Job, engine: Engine, folder: RunFolder, progress: Progress, teller: Teller) -> None:
-    """Score the test rows once, with the weights and the thresholds that are exported."""
-    from peftkit.flows.export import find_checkpoints
-
-    chosen = job.run.checkpoint
-    if job.prepared.test is not None and chosen.final != "last":
-        taken = find_checkpoints(folder, chosen.final, chosen.average)
-        try:
-            weights = read_result(taken, averaged=job.run.regularize.ema is not None)
-        except CheckpointError as problem:  # told again by the export
-            teller.warn(str(problem))
-            weights = {}
-        if engine.trained().keys() <= weights.keys():
-            put_weights(engine, weights)
-            progress = read_progress(taken[-1])
-        else:  # what trains by now was the base's then
-            teller.warn(
-                f"--checkpoint.final {chosen.final}: less was trained there, so the last step's weights are tested"
-            )
-    evaluate(job, engine, "test", progress, teller, last=True)
-
-
-def note(job: Job, progress: Progress, scored: Scored) -> bool:
-    """Keep what a validation says; whether it is the best score so far (before the first step there is nothing to keep)."""
-    progress.tuned = changes(job.run.task, scored.task)
+def all_between(now: Underway, engine: Engine, fresh: bool) -> Engine:
+    """From the first evaluation to the last one, with all steps; the engine that took the last step."""
+    job, progress = now.job, now.progress
+    if job.run.task.reference:
+        join_references(job, engine, now.folder, first_time=fresh)
+    now.teller.start(job.steps, progress.step)
     if not progress.step:
-        return False
-    progress.evals.append(scored.numbers["loss"])
-    value = scored.numbers[job.run.eval.best]
-    if progress.best is not None and not is_better(value, progress.best, job):
-        progress.waited += 1
-        return False
-    progress.best, progress.best_step, progress.waited = value, progress.step, 0
-    return True
+        before_first(now, engine)
+        last = False
+    else:  # a run that was stopped in its evaluation owes it
+        last = progress.scored != progress.step and evaluates(job, progress.step) and between(now, engine)
+    if not last:
+        for current, step in all_steps(job, engine, progress, now.stopper.wish):
+            engine = current  # a stage of unfreezing opens another one
+            now.teller.step(step.row())
+            now.attempt.advance(step.step)
+            now.stopper.took(step.seconds)
+            if step.asked:
+                stop(now, engine)
+            if between(now, engine):
+                break
+    try:
+        score_test(job, engine, now.folder, progress, now.teller, now.pause)
+    except StoppedError:
+        stop(now)
+    return engine
 
 
-def changes(task: Task, tuned: Task) -> dict[str, Any]:
-    """The settings in which `tuned` differs."""
-    before = task.model_dump(mode="json")
-    return {name: value for name, value in tuned.model_dump(mode="json").items() if value != before[name]}
+def before_first(now: Underway, engine: Engine) -> None:
+    """The base model's scores."""
+    if now.job.run.eval.before:
+        try:
+            evaluate_all(now.job, engine, now.progress, now.teller, now.pause)
+        except StoppedError:
+            stop(now)
 
 
-def is_better(value: float, best: float, job: Job) -> bool:
-    (metric,) = [metric for metric in job.metrics if metric.called == job.run.eval.best]
-    lower = not metric.higher_is_better
-    better = value < best if lower else value > best
-    return better or (math.isnan(best) and not math.isnan(value))
+def between(now: Underway, engine: Engine) -> bool:
+    """What is due after a step: scores, and a checkpoint. Whether it was the last step."""
+    job, progress = now.job, now.progress
+    last, better = progress.step == job.steps, False
+    if evaluates(job, progress.step):
+        before = deepcopy(vars(progress))
+        try:
+            better = evaluate_all(job, engine, progress, now.teller, now.pause, last)
+        except StoppedError:
+            vars(progress).update(before)
+            stop(now, engine)
+        progress.scored = progress.step
+    last = last or gives_up(job.run, progress)
+    if better or last or progress.step % (job.run.checkpoint.every or job.epoch) == 0:
+        save_now(now, engine)
+    return last
 
 
-def evaluates(job: Job, step: int) -> bool:
-    """Whether the validation rows are scored after `step`."""
-    return step % (job.run.eval.every or job.epoch) == 0 or step == job.steps
+def save_now(now: Underway, engine: Engine) -> None:
+    """A checkpoint of where the run stands; the oldest goes."""
+    start = time.monotonic()
+    base = {"source": now.job.base.source, "fingerprint": now.job.base.fingerprint}
+    save(engine, now.folder, now.progress, now.job.world, base)
+    if now.job.world.first:
+        prune(now.folder, now.job.run.checkpoint.keep, now.progress.best_step)
+    now.attempt.saved(now.progress.step)
+    now.stopper.saved(time.monotonic() - start)
 
 
-def gives_up(run: Run, progress: Progress) -> bool:
-    """Whether early stopping has waited long enough."""
-    return run.eval.patience is not None and progress.waited >= run.eval.patience
+def stop(now: Underway, engine: Engine | None = None) -> NoReturn:
+    """Leave, all processes together; with an engine, save first what it has learnt."""
+    world, step = now.job.world, now.progress.step
+    reason = world.share(next(filter(None, world.gather(now.stopper.reason)), ""))
+    if engine:
+        save_now(now, engine)
+    now.attempt.tell("stopped", reason)
+    world.wait()
+    reached = f"after step {step} of {now.job.steps}" if step else "before its first step"
+    saved = f", saved in {now.folder.checkpoint(step)}" if step else ""
+    raise StoppedError(
+        f"{reached} ({reason}){saved}; to go on: peftkit train --out {shlex.quote(str(now.folder.path))} --resume"
+    )
+
+
+def watch_for_wishes(now: Underway) -> None:
+    """From here on a wish to stop is granted between two steps."""
+    if now.job.world.first:
+        now.stopper.stop_file = now.folder.stop
+    if deadline := now.job.run.checkpoint.deadline:
+        now.stopper.deadlines[f"--checkpoint.deadline {deadline:g} s"] = psutil.Process().create_time() + deadline
+    if end := os.environ.get("PEFTKIT_END_TIME"):
+        now.stopper.deadlines["the end of the job's time"] = float(end) - END_MARGIN
+    now.stopper.hold()
+
+
+def say(text: str) -> None:
+    """From a signal's handler, which may interrupt any other output."""
+    if identity().first:
+        with suppress(OSError, ValueError):
+            os.write(terminal().fileno(), f"{text}\n".encode())
 
 
 def claim(run: Run, world: World) -> RunFolder:
@@ -296,7 +234,7 @@ def _claim(run: Run) -> Path | str:
         return run.out
     if RunFolder(run.out).config.exists():
         return f"--out {run.out} belongs to another run; go on with that one with --resume, or name another folder"
-    if run.out.exists() and (not run.out.is_dir() or {entry.name for entry in run.out.iterdir()} - {"logs"}):
+    if run.out.exists() and (not run.out.is_dir() or {entry.name for entry in run.out.iterdir()} - BEFORE_IT_BEGAN):
         return f"--out {run.out} holds something else; name a new folder"
     try:
         run.out.mkdir(parents=True, exist_ok=True)
@@ -314,9 +252,9 @@ def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) 
     """Write the resolved run, and drop what an interrupted attempt left behind the point where this one starts."""
     if world.first:
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.config.write_text(write(job.run.model_copy(update={"resume": False})), encoding="utf-8")
+        write_whole(folder.config, write(job.run.model_copy(update={"resume": False})))
         shutil.copyfile(job.prepared.splits, folder.splits)
-        truncate_after(folder.metrics, progress.step if progress.step else -1)
+        truncate_after(folder.metrics, progress.step or -1, progress.scored)
         for leftover in folder.checkpoints.glob(f"*{PARTIAL}"):
             shutil.rmtree(leftover)
         for step in folder.checkpoint_steps():

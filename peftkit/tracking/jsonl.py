@@ -46,11 +46,19 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def truncate_after(path: Path, step: int) -> None:
-    """Drop the rows after `step`, which a resumed run will write again, and the test's. The file is whole at every moment."""
+def truncate_after(path: Path, step: int, scored: int | None = None) -> None:
+    """Drop the rows that a resumed run will write again: those after `step`, the test's, and scores after step `scored`.
+
+    The file is whole at every moment.
+    """
     if not path.exists():
         return
-    kept = [row for row in read_rows(path) if row.get("step", 0) <= step and row.get("split") != "test"]
+    last_scored = step if scored is None else min(step, scored)
+    kept = [
+        row
+        for row in read_rows(path)
+        if row.get("step", 0) <= (last_scored if "split" in row else step) and row.get("split") != "test"
+    ]
     beside = path.with_name(path.name + ".part")
     with beside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)

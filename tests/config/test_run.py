@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 import pytest
 from pydantic import PositiveInt, ValidationError
 
+from peftkit.config.duration import Duration
 from peftkit.config.flags import Flag, families, flags
 from peftkit.config.kinds import alternatives
 from peftkit.config.read import load, write
@@ -197,5 +198,6 @@ def _others(kind: Any) -> list[Any]:
                 float: [1e-8, 0.1 + 0.2, 3.0],
                 str: ["2e-5", "no", "0-1", "null", "a: 'b' #c", "é\n"],
                 Path: [Path("no"), Path("a b/2e-5")],
+                Duration: ["1-12:00:00", 0.1 + 0.2],
             }.get(member, [None])
     return found
