@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.forked import Server
 from tests.launch import torchrun
 from tests.slurm.cluster import Cluster, missing
 
@@ -89,3 +90,10 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     done = torchrun(2, Path(__file__).parent / "engine" / "together.py", out, *names, timeout=800)
     said = [json.loads(file.read_text()) for file in sorted(out.glob("process-*.json"))]
     return Together(out, said, done.stdout)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Forks `peftkit` commands, without the seconds of importing."""
+    with Server() as running:
+        yield running
