@@ -31,6 +31,16 @@ HELP = ("-h", "--help", "help")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; what goes wrong is told on stderr, in a sentence each."""
     words = list(sys.argv[1:] if argv is None else argv)
+    code = _run(words)
+    if code and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        # The process group stands, and closing it may wait for ever for a process that has gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(words: list[str]) -> int:
     try:
         return dispatch(words)
     except PeftkitError as problem:

@@ -1,8 +1,9 @@
 """A watch over the processes of a training: one that has died or hangs is named, and the others end instead of waiting.
 
-A thread of each process puts its pulse into the process group's store; the first process's thread reads them all and
-pronounces the verdict, the others read that and look after the first process. Where a collective meets a closed
-connection the error comes at once; the watch is for what is silent: a stopped process, a lost node, a deadlock.
+A thread of each process puts its pulse into the process group's store; the first process's reads them all and pronounces
+the verdict, the others' read that and look after the first process. Another thread looks at what was read, for the store may
+be silent itself. Where a collective meets a closed connection the error comes at once; the watch is for a process that is
+frozen, a node that is lost, a deadlock.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -68,11 +70,13 @@ class Watch:
     def __init__(self, world: World, silence: float, timeout: float, end: Callable[[Verdict], None]) -> None:
         self._world = world
         self._silence, self._timeout = silence, timeout
-        self._every = min(5.0, silence / 6)
+        self._every = min(2.0, silence / 6)
         self._end = end
         self._over = threading.Event()
         self._main = threading.main_thread().ident
         self._signs = 0
+        self._verdict = ""
+        self._answered = time.monotonic()
         watched = range(1, world.processes) if world.first else (0,)
         self._pulses = {process: Pulse() for process in watched}
 
@@ -82,40 +86,42 @@ class Watch:
             self._store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
             self._tell()
             self._world.wait()
-            threading.Thread(target=self._run, daemon=True, name="peftkit-watch").start()
+            self._answered = time.monotonic()
+            for task in (self._listen, self._look_after):
+                threading.Thread(target=task, daemon=True, name=f"peftkit{task.__name__}").start()
         return self
 
     def __exit__(self, *problem: object) -> None:
         self._over.set()
 
-    def _run(self) -> None:
-        while not self._over.wait(self._every):
-            try:
+    def _listen(self) -> None:
+        """Exchange signs of life. It ends, or waits for ever, if the store does not answer."""
+        with suppress(RuntimeError, dist.DistError):
+            while not self._over.wait(self._every):
                 self._tell()
-                verdict = self._look()
-            except (RuntimeError, dist.DistError):
-                verdict = "the store of the process group has gone, and with it process 0 or its node"
-            if verdict and not self._over.is_set():
-                self._end(self._pronounced(verdict))
+                texts = self._store.multi_get([_key(process) for process in self._pulses])
+                for pulse, text in zip(self._pulses.values(), texts, strict=True):
+                    pulse.read(text.decode())
+                if self._store.check([VERDICT]):
+                    self._verdict = self._store.get(VERDICT).decode()
+                elif self._verdict and self._world.first:
+                    self._store.set(VERDICT, self._verdict)
+                self._answered = time.monotonic()
+
+    def _look_after(self) -> None:
+        while not self._over.wait(self._every):
+            self._verdict = self._verdict or self._judge()
+            if self._verdict and not self._over.wait(2 * self._every):  # until the others know
+                self._end(self._pronounced(self._verdict))
 
     def _tell(self) -> None:
         self._signs += 1
         self._store.set(_key(self._world.process), f"{self._signs} {beats()}")
 
-    def _look(self) -> str:
-        """The verdict, if there is one."""
-        if self._store.check([VERDICT]):
-            return str(self._store.get(VERDICT).decode())
-        texts = self._store.multi_get([_key(process) for process in self._pulses])
-        for pulse, text in zip(self._pulses.values(), texts, strict=True):
-            pulse.read(text.decode())
-        verdict = self._judge()
-        if verdict and self._world.first:
-            self._store.set(VERDICT, verdict)
-        return verdict
-
     def _judge(self) -> str:
         now = time.monotonic()
+        if now - self._answered > self._silence:
+            return f"process 0, which keeps the store of the process group, {self._silent()}"
         silent = [process for process, pulse in self._pulses.items() if now - pulse.heard > self._silence]
         if silent:
             return (
@@ -126,6 +132,9 @@ class Watch:
         if stuck and self._world.first:
             return f"{_named(stuck)} came no further for {self._timeout:g} s"
         return ""
+
+    def _silent(self) -> str:
+        return f"gave no sign of life for {self._silence:g} s (killed, frozen, or its node is lost)"
 
     def _pronounced(self, text: str) -> Verdict:
         frame: FrameType | None = sys._current_frames().get(self._main or 0)

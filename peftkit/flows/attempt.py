@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import time
 import traceback
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from peftkit.engine.watch import Verdict
 from peftkit.engine.world import World, lost_a_peer
-from peftkit.errors import PeerError, PeftkitError
+from peftkit.errors import PeerError, PeftkitError, StoppedError
 from peftkit.run_folder import RunFolder
 from peftkit.status import (
     Failure,
@@ -28,6 +29,7 @@ from peftkit.status import (
     write_failure,
     write_status,
 )
+from peftkit.tracking.quiet import speak_at_once
 
 TELL_EVERY = 5.0
 """Seconds after which status.json says anew how far the run is."""
@@ -72,23 +74,39 @@ class Attempt:
 
     def failed(self, problem: BaseException) -> BaseException:
         """Write down what went wrong on this process; the error to raise, which tells the first cause if that was elsewhere."""
+        if self.status.state == "stopped":  # all processes together, as was asked
+            return problem
         self._write(
             kind_of(problem), type(problem).__name__, str(problem), "".join(traceback.format_exception(problem))
         )
         if not lost_a_peer(problem):
             self._conclude([])
-            return problem
+            return self.stopped(str(problem)) if isinstance(problem, StoppedError) else problem
         told = self._conclude(self._lost())
+        cause = first_cause(read_failures(self.folder, self.status.attempt))
+        if cause and cause.kind == "stopped":
+            return self.stopped(cause.message)
         return PeerError(told, quiet=not told)
+
+    def stopped(self, reason: str) -> StoppedError:
+        """What is told of a run that was asked to stop."""
+        reached = (
+            f"after step {self.status.step} of {self.status.steps}" if self.status.step else "before its first step"
+        )
+        kept = self.status.checkpoint
+        saved = f", saved in {self.folder.checkpoint(kept)}" if kept else ""
+        again = f"peftkit train --out {shlex.quote(str(self.folder.path))} --resume"
+        return StoppedError(f"{reached} ({reason}){saved}; to go on: {again}")
 
     def end(self, verdict: Verdict) -> None:
         """End this process, of whose peers one has died or hangs; its main thread may never return."""
         kind: Kind = "peer" if verdict.waits else "code"
         text = verdict.text if verdict.waits else f"{verdict.text}; this one stands at {verdict.place}"
         self._write(kind, "Hang", text, verdict.stack)
+        self._lost()
         told = self._conclude([])
         if told:
-            os.write(2, f"peftkit: error: {verdict.text}\n{told}\n".encode())
+            speak_at_once(f"peftkit: error: {told}")
         os._exit(PeftkitError.exit_code)
 
     def _write(self, kind: Kind, name: str, message: str, trace: str) -> None:
@@ -137,7 +155,9 @@ def words(cause: Failure | None, silent: Sequence[int]) -> str:
         return f"{who} ended without a word: killed (by the system, for want of memory?), or lost with the machine"
     if cause is None:
         return ""
-    name = "" if cause.kind not in ("code", "peer") or cause.type == "Hang" else f"{cause.type}: "
+    if cause.kind == "peer" and cause.type == "Hang":
+        return cause.message
+    name = f"{cause.type}: " if cause.kind in ("code", "peer") and cause.type != "Hang" else ""
     at = f" at step {cause.step}" if cause.step else ""
     where = f"process {cause.process} on {cause.host}{at}: " if cause.processes > 1 else ""
     return f"{where}{name}{cause.message.strip()[:500]}"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -33,7 +32,7 @@ from peftkit.flows.stages import all_steps, join_references, open_at
 from peftkit.run_folder import RunFolder, free_folder
 from peftkit.status import write_whole
 from peftkit.tracking.jsonl import truncate_after
-from peftkit.tracking.quiet import chatter_to, terminal
+from peftkit.tracking.quiet import chatter_to, speak_at_once
 from peftkit.tracking.teller import Teller
 
 END_MARGIN = 30.0
@@ -188,17 +187,13 @@ def save_now(now: Underway, engine: Engine) -> None:
 
 def stop(now: Underway, engine: Engine | None = None) -> NoReturn:
     """Leave, all processes together; with an engine, save first what it has learnt."""
-    world, step = now.job.world, now.progress.step
+    world = now.job.world
     reason = world.share(next(filter(None, world.gather(now.stopper.reason)), ""))
     if engine:
         save_now(now, engine)
     now.attempt.tell("stopped", reason)
     world.wait()
-    reached = f"after step {step} of {now.job.steps}" if step else "before its first step"
-    saved = f", saved in {now.folder.checkpoint(step)}" if step else ""
-    raise StoppedError(
-        f"{reached} ({reason}){saved}; to go on: peftkit train --out {shlex.quote(str(now.folder.path))} --resume"
-    )
+    raise now.attempt.stopped(reason)
 
 
 def watch_for_wishes(now: Underway) -> None:
@@ -213,10 +208,9 @@ def watch_for_wishes(now: Underway) -> None:
 
 
 def say(text: str) -> None:
-    """From a signal's handler, which may interrupt any other output."""
+    """To the user, once for all processes."""
     if identity().first:
-        with suppress(OSError, ValueError):
-            os.write(terminal().fileno(), f"{text}\n".encode())
+        speak_at_once(text)
 
 
 def claim(run: Run, world: World) -> RunFolder:

@@ -37,6 +37,12 @@ def terminal() -> TextIO:
     return _terminals[-1][0] if _terminals else sys.stdout
 
 
+def speak_at_once(text: str) -> None:
+    """A line to the user from a thread or a signal's handler, which may be interrupting any other output."""
+    with suppress(OSError, ValueError):
+        os.write(terminal().fileno(), f"{text}\n".encode())
+
+
 def is_active() -> bool:
     """Whether libraries are being kept off the terminal."""
     return bool(_terminals)

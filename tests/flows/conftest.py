@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from peftkit.cli.main import main
+from tests.flows.interrupted import Runs, prepared
+from tests.forked import Server
 
 Refused = Callable[[list[str], int], str]
 
@@ -25,3 +27,9 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
         return said
 
     return run_words
+
+
+@pytest.fixture(scope="session")
+def runs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Trainings to interrupt."""
+    return prepared(server, tmp_path_factory.mktemp("interrupted"))
