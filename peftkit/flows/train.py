@@ -225,7 +225,7 @@ def _claim(run: Run) -> Path | str:
     if run.out is None:
         return default_folder(run)
     if run.resume:
-        return run.out
+        return _unlinked(run.out)
     if RunFolder(run.out).config.exists():
         return f"--out {run.out} belongs to another run; go on with that one with --resume, or name another folder"
     if run.out.exists() and (not run.out.is_dir() or {entry.name for entry in run.out.iterdir()} - BEFORE_IT_BEGAN):
@@ -235,6 +235,14 @@ def _claim(run: Run) -> Path | str:
     except OSError as problem:
         return f"--out {run.out} cannot be made ({problem.strerror or problem}); name a folder elsewhere"
     return run.out
+
+
+def _unlinked(folder: Path) -> Path | str:
+    try:
+        RunFolder(folder).check_links()
+    except ConfigError as problem:
+        return str(problem)
+    return folder
 
 
 def default_folder(run: Run) -> Path:
@@ -263,7 +271,7 @@ def finish(job: Job, folder: RunFolder, progress: Progress, teller: Teller) -> N
         from peftkit.flows.export import export
 
         teller.note("writing and verifying export/adapter ...")
-        export(folder.path, to="adapter")
+        export(folder.path, to="adapter", trust=job.run.model.trust_remote_code)
     teller.summary(*summary_of(job, folder, progress))
 
 
