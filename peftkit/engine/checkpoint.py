@@ -55,6 +55,12 @@ class Progress:
     """The step after which the splits were scored last."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """Settings of the task that the newest validation set: its thresholds."""
+    losses: list[float] = field(default_factory=list)
+    """The last ones that were numbers: what is usual."""
+    nonfinite: int = 0
+    """Steps in a row, the last ones, whose loss or gradient was no number."""
+    skipped: int = 0
+    """All such steps."""
 
 
 @dataclass(frozen=True)

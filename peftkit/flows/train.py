@@ -26,6 +26,7 @@ from peftkit.engine.world import LONGEST_WAIT, World, identity, joined
 from peftkit.errors import ConfigError, StoppedError
 from peftkit.flows.attempt import Attempt, start_attempt
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
+from peftkit.flows.guard import check_weights, tell_step
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
 from peftkit.flows.scores import evaluate_all, evaluates, gives_up, score_test
 from peftkit.flows.stages import all_steps, join_references, open_at
@@ -133,7 +134,7 @@ def all_between(now: Underway, engine: Engine, fresh: bool) -> Engine:
     if not last:
         for current, step in all_steps(job, engine, progress, now.stopper.wish):
             engine = current  # a stage of unfreezing opens another one
-            now.teller.step(step.row())
+            tell_step(job, now.folder, progress, step, now.teller)
             now.attempt.advance(step.step)
             now.stopper.took(step.seconds)
             if step.asked:
@@ -178,6 +179,7 @@ def save_now(now: Underway, engine: Engine) -> None:
     """A checkpoint of where the run stands; the oldest goes."""
     start = time.monotonic()
     base = {"source": now.job.base.source, "fingerprint": now.job.base.fingerprint}
+    check_weights(engine, now.folder, now.progress, now.job.world)
     save(engine, now.folder, now.progress, now.job.world, base)
     if now.job.world.first:
         prune(now.folder, now.job.run.checkpoint.keep, now.progress.best_step)
