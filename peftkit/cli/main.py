@@ -16,6 +16,7 @@ from peftkit.registry import did_you_mean
 
 COMMANDS = {
     "train": ("train", "Fine-tune a model; `peftkit train --help` lists the settings."),
+    "submit": ("submit", "Queue a training on a SLURM cluster, where it goes on until it is done."),
     "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
     "eval": ("evaluate", "Score a trained model on a file, with intervals and by any column."),
     "predict": ("evaluate", "Write a trained model's answers beside the rows of a file."),

@@ -20,7 +20,19 @@ from peftkit.errors import ConfigError
 from peftkit.redact import redact
 from peftkit.registry import did_you_mean
 
-MAY_DIFFER = ("batch.micro", "eval", "checkpoint", "guard", "verbose", "out", "resume", "steps", "epochs", "data.cache")
+MAY_DIFFER = (
+    "batch.micro",
+    "eval",
+    "checkpoint",
+    "guard",
+    "slurm",
+    "verbose",
+    "out",
+    "resume",
+    "steps",
+    "epochs",
+    "data.cache",
+)
 """What a resumed run may be told anew: nothing of it changes how the steps are computed."""
 COMMAND_WORDS = ("config", "dry-run", "help")
 
@@ -66,18 +78,15 @@ def load(file: Path) -> Run:
 
 def _read(words: Sequence[str], base: dict[str, Any] | None) -> tuple[Run | None, list[str]]:
     layers, problems = _layers(words, base)
-    own = Settled(Run, layers).tree
-    begun = _begun(own)
+    begun = _begun(layers)
     if begun:
         layers.insert(1, layer(begun[1], str(begun[0])))
-        problems += begun[2]
     settled = Settled(Run, _one_end(layers))
     problems += settled.problems + list(_unknown(settled))
     run, wrong = _build(settled)
     problems += wrong
     if run:
         clashes = [*run.problems(), *(_changed(run, begun[0]) if begun and not problems else ())]
-        problems += _unasked(run, own, begun[0]) if begun else ()
         problems += [clash for clash in clashes if not _hangs_on(clash, settled.unclear)]
     return run, list(dict.fromkeys(problems))
 
@@ -132,23 +141,14 @@ def _is_null(value: Any) -> bool:
     return value is None or str(value) in ("null", "~", "")
 
 
-def _begun(tree: dict[str, Any]) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The settings of the run that is to be resumed, if it has begun, and what is wrong with them."""
+def _begun(layers: list[Layer]) -> tuple[Path, dict[str, Any]] | None:
+    """The settings of the run that is to be resumed, if it has begun."""
+    tree = Settled(Run, layers).tree
     out = tree.get("out")
     if not _is_true(tree.get("resume")) or not isinstance(out, (str, Path)):
         return None
     file = Path(out) / "config.yaml"
-    return (file, *yaml.load(file)) if file.is_file() else None
-
-
-def _unasked(run: Run, own: dict[str, Any], file: Path) -> Iterator[str]:
-    """Code that only the folder asks for: it may be anybody's, so it cannot allow that by itself."""
-    if run.model.trust_remote_code and "trust_remote_code" not in own.get("model", {}):
-        yield f"{file} runs Python code that comes with the model; if you trust it, say so: --model.trust_remote_code"
-    scripts = [metric.called for metric in run.eval.metrics or () if metric.name == "evaluate"]
-    if scripts and "metrics" not in own.get("eval", {}):
-        named = ", ".join(scripts)
-        yield f"{file} runs Python code as a metric ({named}); if you trust it, name the metrics again: --eval.metrics"
+    return (file, yaml.load(file)[0]) if file.is_file() else None
 
 
 def _is_true(value: Any) -> bool:
@@ -161,7 +161,7 @@ def _is_true(value: Any) -> bool:
 
 def _changed(run: Run, file: Path) -> Iterator[str]:
     """Settings that would change what is learnt in the middle of a run."""
-    for name, old, new in _differences(load(file), run, ""):
+    for name, old, new in differences(load(file), run, ""):
         if not any(name == may or name.startswith(f"{may}.") for may in MAY_DIFFER):
             yield (
                 f"--{name} {new} differs from {old}, with which {file.parent} began;"
@@ -169,10 +169,11 @@ def _changed(run: Run, file: Path) -> Iterator[str]:
             )
 
 
-def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, str, str]]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Settings in which two runs differ: name, old value, new value."""
     if isinstance(old, Section) and type(old) is type(new):
         for name in type(old).model_fields:
-            yield from _differences(getattr(old, name), getattr(new, name), f"{path}.{name}" if path else name)
+            yield from differences(getattr(old, name), getattr(new, name), f"{path}.{name}" if path else name)
     elif old != new and redact(str(old)) != redact(str(new)):  # a secret is not in the file
         yield path, redact(_show(old)), redact(_show(new))
 

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 from peftkit.config.idle import idle
 from peftkit.config.section import Section
 from peftkit.config.sections import Batch, Checkpoint, Data, Eval, Generate, Guard, Model, Regularize
+from peftkit.config.slurm import Slurm
 from peftkit.engine.optim import Optimizer
 from peftkit.engine.schedule import Schedule
 from peftkit.errors import ConfigError
@@ -61,6 +62,8 @@ class Run(Section):
     """When and what is saved."""
     guard: Guard = Guard()
     """What ends or interrupts a training that goes wrong."""
+    slurm: Slurm = Slurm()
+    """What `peftkit submit` asks a SLURM cluster for."""
     out: Path | None = None
     """The run folder; left out: runs/<model>-<task>-<strategy>, with a number behind it if that is taken."""
     seed: NonNegativeInt = 42

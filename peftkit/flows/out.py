@@ -1,4 +1,4 @@
-"""Files that a command is told to write: refused before any work where they cannot be, and never written over."""
+"""Where a run goes by itself; files that a command is told to write: refused before any work where they cannot be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from peftkit.config.run import Run
 from peftkit.errors import ConfigError, PeftkitError
+from peftkit.run_folder import free_folder
+
+
+def default_folder(run: Run) -> Path:
+    """Where the run goes if it is not told."""
+    return free_folder(named_folder(run))
+
+
+def named_folder(run: Run) -> Path:
+    """The same without a number behind it, whether it is taken or not."""
+    base = Path(run.model.path or "SmolLM2-135M-Instruct").name
+    return Path("runs") / f"{base}-{run.task.name}-{run.strategy.name}"
 
 
 def check_new(out: Path, flag: str = "--out") -> None:
