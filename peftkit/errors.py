@@ -53,9 +53,13 @@ class ModelError(PeftkitError):
 class NonFiniteError(PeftkitError):
     """Losses, gradients or weights that are NaN or infinite; the message names the step, the rows and the way out."""
 
+    kind = "nonfinite"
+
 
 class OutOfMemoryError(PeftkitError):
     """The device or the machine has less memory than the training needs; the message says what holds it."""
+
+    kind = "memory"
 
 
 class CheckpointError(PeftkitError):

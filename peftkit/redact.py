@@ -5,6 +5,7 @@ redact("https://me:pass@host/rows.jsonl?token=abc")   # https://me:(hidden)@host
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -42,9 +43,12 @@ def redact(text: str) -> str:
 
 
 def secrets() -> list[str]:
-    """The environment's secrets, as they are and as they stand in an address; the longest first, as one may hold another."""
+    """The environment's secrets, also as they stand in an address or in JSON; the longest first, as one may hold another."""
     values = {value for name, value in os.environ.items() if NAMES.search(name) and _is_secret(value)}
-    return sorted(values | {quote(value, safe="") for value in values}, key=lambda value: (-len(value), value))
+    return sorted(
+        values | {quote(value, safe="") for value in values} | {json.dumps(value)[1:-1] for value in values},
+        key=lambda value: (-len(value), value),
+    )
 
 
 def redact_file(path: Path) -> None:

@@ -19,9 +19,12 @@ RUN/export/adapter/, export/merged/  deployable artifacts, each with its certifi
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from peftkit.errors import ConfigError
 
 STEP = re.compile(r"step-(\d{6,})$")
 
@@ -116,6 +119,18 @@ class RunFolder:
     def newest_checkpoint(self) -> Path | None:
         steps = self.checkpoint_steps()
         return self.checkpoint(steps[-1]) if steps else None
+
+    def check_links(self) -> None:
+        """ConfigError if a link leads out of the folder: what is written, and what is deleted, would be elsewhere."""
+        inside = self.path.resolve()
+        for place, folders, files in os.walk(self.path):
+            for name in (*folders, *files):
+                path = Path(place, name)
+                if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                    raise ConfigError(
+                        f"{path} is a link to {path.resolve()}, outside of the run's folder, and would be written or deleted"
+                        " there; put what it leads to in its place, or remove it"
+                    )
 
 
 def free_folder(wanted: Path) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from peftkit.redact import redact
 from peftkit.run_folder import RunFolder
 
 State = Literal["starting", "running", "stopped", "done", "failed"]
@@ -62,7 +63,7 @@ class Failure:
 
 def write_status(path: Path, status: Status) -> None:
     """Replace the file by one that is whole."""
-    write_whole(path, json.dumps(asdict(status), indent=1))
+    write_whole(path, redact(json.dumps(asdict(status), indent=1)))
 
 
 def read_status(path: Path) -> Status | None:
@@ -72,7 +73,7 @@ def read_status(path: Path) -> Status | None:
 
 def write_failure(folder: RunFolder, failure: Failure) -> None:
     """Write the process's error file."""
-    write_whole(folder.error(failure.attempt, failure.process), json.dumps(asdict(failure), indent=1))
+    write_whole(folder.error(failure.attempt, failure.process), redact(json.dumps(asdict(failure), indent=1)))
 
 
 def read_failures(folder: RunFolder, attempt: int) -> list[Failure]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from peftkit.cli.words import Parser
+from peftkit.cli.words import Parser, allow_code
 from peftkit.errors import ConfigError
 
 MODEL = "RUN, RUN/checkpoints/step-000100 or RUN/export/NAME"
@@ -60,6 +60,7 @@ def _parser(command: str, description: str) -> Parser:
     parser.add_argument("--checkpoint", help=which)
     parser.add_argument("--max-new-tokens", type=int, help="longest text that is written (default: as in training)")
     parser.add_argument("--num-beams", type=int, help="beams that are followed (default: as in training)")
+    allow_code(parser)
     parser.add_argument("--verbose", action="store_true", help="show libraries' messages and tracebacks")
     return parser
 
@@ -71,6 +72,7 @@ def _shared(asked: argparse.Namespace) -> dict[str, Any]:
         "limit": asked.limit,
         "columns": _columns(asked.columns),
         "checkpoint": asked.checkpoint,
+        "trust": asked.trust,
         "generate": {name: value for name, value in texts.items() if value is not None},
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peftkit.cli.words import Parser, a_run
+from peftkit.cli.words import Parser, a_run, allow_code
 from peftkit.errors import ConfigError
 from peftkit.registry import did_you_mean
 
@@ -16,6 +16,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--to", default="merged", help="adapter, merged, ...: see peftkit choices (default: merged)")
     which = "last, best, average (of the last ones), or a step such as 100 (default: the run's --checkpoint.final)"
     parser.add_argument("--checkpoint", default=None, help=which)
+    allow_code(parser)
     parser.add_argument("--verbose", action="store_true", help="show libraries' messages and tracebacks")
     asked = parser.read(words)
     if asked is None:
@@ -24,7 +25,7 @@ def run(words: list[str]) -> int:
     _check_exporter(asked.to)
     from peftkit.flows.export import export
 
-    export(folder, to=asked.to, checkpoint=asked.checkpoint, verbose=asked.verbose)
+    export(folder, to=asked.to, checkpoint=asked.checkpoint, verbose=asked.verbose, trust=asked.trust)
     return 0
 
 

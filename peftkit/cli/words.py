@@ -32,6 +32,14 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}{near} ({self.prog} --help shows the way)")
 
 
+def allow_code(parser: Parser) -> None:
+    """The flag without which no Python code of a model's is run: what a folder says of it counts for nothing."""
+    told = "run Python code that comes with the model; leave it off unless you have read that code"
+    parser.add_argument(
+        "--model.trust_remote_code", "--trust-remote-code", dest="trust", action="store_true", help=told
+    )
+
+
 def a_run(path: Path) -> Path:
     """The folder of a run, or a ConfigError."""
     if not (path / "config.yaml").is_file():

@@ -78,15 +78,18 @@ def load(file: Path) -> Run:
 
 def _read(words: Sequence[str], base: dict[str, Any] | None) -> tuple[Run | None, list[str]]:
     layers, problems = _layers(words, base)
-    begun = _begun(layers)
+    own = Settled(Run, layers).tree
+    begun = _begun(own)
     if begun:
         layers.insert(1, layer(begun[1], str(begun[0])))
+        problems += begun[2]
     settled = Settled(Run, _one_end(layers))
     problems += settled.problems + list(_unknown(settled))
     run, wrong = _build(settled)
     problems += wrong
     if run:
         clashes = [*run.problems(), *(_changed(run, begun[0]) if begun and not problems else ())]
+        problems += _unasked(run, own, begun[0]) if begun else ()
         problems += [clash for clash in clashes if not _hangs_on(clash, settled.unclear)]
     return run, list(dict.fromkeys(problems))
 
@@ -141,14 +144,23 @@ def _is_null(value: Any) -> bool:
     return value is None or str(value) in ("null", "~", "")
 
 
-def _begun(layers: list[Layer]) -> tuple[Path, dict[str, Any]] | None:
-    """The settings of the run that is to be resumed, if it has begun."""
-    tree = Settled(Run, layers).tree
+def _begun(tree: dict[str, Any]) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The settings of the run that is to be resumed, if it has begun, and what is wrong with them."""
     out = tree.get("out")
     if not _is_true(tree.get("resume")) or not isinstance(out, (str, Path)):
         return None
     file = Path(out) / "config.yaml"
-    return (file, yaml.load(file)[0]) if file.is_file() else None
+    return (file, *yaml.load(file)) if file.is_file() else None
+
+
+def _unasked(run: Run, own: dict[str, Any], file: Path) -> Iterator[str]:
+    """Code that only the folder asks for: it may be anybody's, so it cannot allow that by itself."""
+    if run.model.trust_remote_code and "trust_remote_code" not in own.get("model", {}):
+        yield f"{file} runs Python code that comes with the model; if you trust it, say so: --model.trust_remote_code"
+    scripts = [metric.called for metric in run.eval.metrics or () if metric.name == "evaluate"]
+    if scripts and "metrics" not in own.get("eval", {}):
+        named = ", ".join(scripts)
+        yield f"{file} runs Python code as a metric ({named}); if you trust it, name the metrics again: --eval.metrics"
 
 
 def _is_true(value: Any) -> bool:

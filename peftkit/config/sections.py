@@ -251,8 +251,8 @@ class Guard(Section):
     """A step whose loss or gradient is NaN or infinite moves nothing: skip goes on with the next one, stop ends the run."""
     nonfinite_limit: PositiveInt = 3
     """So many such steps in a row end the run also with skip."""
-    spike: NonNegativeFloat = 8
-    """A loss is flagged that lies so many times the usual spread above the median of the last ones; 0 flags none."""
+    spike: NonNegativeFloat = 10
+    """A loss is flagged that lies so many times the usual spread above those before it; 0 flags none."""
 
 
 class Checkpoint(Section):

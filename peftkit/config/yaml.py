@@ -26,11 +26,15 @@ SCALARS: list[tuple[re.Pattern[str], Callable[[str], Any]]] = [
     (NULL, lambda text: None),
     (TRUE, lambda text: True),
     (FALSE, lambda text: False),
-    (INTEGER, int),
+    (INTEGER, lambda text: int(text) if len(text) < 1000 else text),
     (OCTAL_OR_HEX, lambda text: int(text, 0)),
     (FLOAT, float),
     (INFINITE, lambda text: float(text.replace(".", ""))),
 ]
+
+
+MOST = 100_000
+"""Values in a file: aliases of aliases can stand for billions."""
 
 
 class Plain(str):
@@ -85,6 +89,8 @@ def _build(text: str, source: str) -> tuple[Any, list[str]]:
         raise ConfigError(f"{source}{_place(problem.problem_mark)}: broken YAML: {said}") from None
     except yaml.YAMLError as problem:
         raise ConfigError(f"{source}: broken YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: lists or mappings in each other, too deep to be settings") from None
     builder = _Builder(source)
     return None if root is None else builder.value(root), builder.problems
 
@@ -100,10 +106,14 @@ class _Builder:
         self.source = source
         self.problems: list[str] = []
         self.open: set[int] = set()
+        self.built = 0
 
     def value(self, node: Any) -> Any:
         if id(node) in self.open:
             return self.refuse(node, "an alias that contains itself")
+        self.built += 1
+        if self.built > MOST:
+            raise ConfigError(f"{self.source}: more than {MOST:,} values, which are no settings (aliases of aliases?)")
         if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
             return self.refuse(node, f"the tag {node.tag} is not read here")
         if isinstance(node, yaml.ScalarNode):

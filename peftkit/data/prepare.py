@@ -9,7 +9,7 @@ It needs no process group: any number of processes may call it at once, the firs
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -24,6 +24,7 @@ from peftkit.data.draws import balanced, mixed
 from peftkit.data.encode import Encoder, encode
 from peftkit.data.fingerprint import key, rows_digest
 from peftkit.data.gather import gather, record
+from peftkit.data.places import places_of, write_places
 from peftkit.data.report import Report
 from peftkit.data.rows import RowFile, write_rows
 from peftkit.data.sealed import build_once, note_outside
@@ -62,6 +63,10 @@ class Prepared:
     def rows(self, split: str) -> RowFile:
         """The rows of a split as they were read, under the task's names; `store.row` counts in them."""
         return RowFile(self.folder / split)
+
+    def places(self, split: str, rows: Sequence[int]) -> str:
+        """Where rows of a split stand in what was read, in words: `chat.jsonl line 3, 17`. Nothing of what is in them."""
+        return places_of(self.folder / split, rows)
 
 
 def prepare(
@@ -115,6 +120,7 @@ def _build(folder: Path, data: Data, encoder: Encoder, seed: int, by: str | None
     for split, table in found.tables.items():
         splits[split] = encode(table, encoder, folder / split, data.workers)
         write_rows(folder / split, table.rows)
+        write_places(folder / split, table)
     if found.task.reads != "text":
         note_outside(
             folder, dict.fromkeys(chain(*(_named(table, found.task.reads) for table in found.tables.values())))

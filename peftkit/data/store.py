@@ -17,13 +17,15 @@ from peftkit.tasks.base import IGNORED, Features
 Array = NDArray[Any]
 STARTS, SHAPES = ".starts.npy", ".shapes.npy"
 ROWS, GROUPS = "_row.npy", "_group.npy"
+PLACES = "_place.npy"
+NO_FEATURES = (STARTS, SHAPES, ROWS, GROUPS, PLACES)
 
 
 class Store:
     """`len(store)` windows; `store[i]` is the i-th one's features, as they were encoded, and `store.row[i]` its row's number."""
 
     def __init__(self, folder: Path) -> None:
-        files = [path for path in folder.glob("*.npy") if not path.name.endswith((STARTS, SHAPES, ROWS, GROUPS))]
+        files = [path for path in folder.glob("*.npy") if not path.name.endswith(NO_FEATURES)]
         self.row = _open(folder / ROWS)
         self.group = _open(folder / GROUPS)
         """The number of the source that each window's row is of; 0 where there is one."""

@@ -55,6 +55,12 @@ class Progress:
     """The step after which the splits were scored last."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """Settings of the task that the newest validation set: its thresholds."""
+    losses: list[float] = field(default_factory=list)
+    """The last ones that were numbers: what is usual."""
+    nonfinite: int = 0
+    """Steps in a row, the last ones, whose loss or gradient was no number."""
+    skipped: int = 0
+    """All such steps."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def newest(run: RunFolder, world: World) -> Saved | None:
 def resume(engine: Engine, saved: Saved, world: World) -> None:
     """Put a checkpoint's optimizer state, fp32 weights and random numbers into an engine opened on its weights."""
     same_world = saved.manifest["processes"] == world.processes
-    own = load_file(saved.folder / _part("process", world.process if same_world else 0, saved.manifest["processes"]))
+    own = _read_file(saved.folder / _part("process", world.process if same_world else 0, saved.manifest["processes"]))
     local = {name: value for name, value in own.items() if name.startswith("local:")}
     if local and not (same_world and saved.manifest["zero"] == engine.zero):
         raise CheckpointError(
@@ -183,7 +189,9 @@ def verify(folder: Path) -> list[str]:
     problems = [f"{folder}: its manifest.json does not list {name}" for name in unlisted]
     for name, digest in files.items():
         path = folder / name
-        if not path.is_file():
+        if Path(name).name != name:
+            problems.append(f"{folder}: its manifest.json lists {name}, which is no file of this folder")
+        elif not path.is_file():
             problems.append(f"{folder}: {name} is missing")
         elif sha256(path) != digest:
             problems.append(f"{folder}: {name} is damaged (its sha256 is not the manifest's)")
@@ -318,8 +326,15 @@ def _part(kind: str, index: int, count: int) -> str:
 def _read_parts(folder: Path, kind: str) -> dict[str, Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob(f"{kind}-*.safetensors")):
-        tensors.update(load_file(path))
+        tensors.update(_read_file(path))
     return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as problem:  # listed with the right sha256, but never written by us
+        raise CheckpointError(f"{path} is no file of safetensors ({problem})") from None
 
 
 def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

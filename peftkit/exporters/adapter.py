@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,13 +40,14 @@ class Adapter(Exporter, name="adapter"):
         """The base as it was trained on (in 4 bits, if it was), with the adapter on it."""
         from peft import PeftModel
 
+        check_config(folder)
         base = open_base(reading)
         widen(base)  # on a 16-bit base PEFT rounds what trained whole (a head) to 16 bits
         opened: PreTrainedModel = PeftModel.from_pretrained(base, folder)
         return opened
 
     def example(self, folder: str, reading: Reading) -> str:
-        words = [f'"{reading.base}"']
+        words = [json.dumps(reading.base)]
         if reading.labels:
             words += [f"num_labels={len(reading.labels)}"]
             words += [] if reading.padding is None else [f"pad_token_id={reading.padding}"]
@@ -59,11 +62,11 @@ class Adapter(Exporter, name="adapter"):
             "from peft import PeftModel",
             f"from transformers import {reader}, {reading.auto_class}{', BitsAndBytesConfig' if bits else ''}",
             "",
-            f'{called} = {reader}.from_pretrained("{folder}")',
+            f"{called} = {reader}.from_pretrained({json.dumps(folder)})",
             *bits,
             f"base = {reading.auto_class}.from_pretrained({', '.join([*words, *(['quantization_config=bits'] if bits else [])])})",
             *grow,
-            f'model = PeftModel.from_pretrained(base, "{folder}")',
+            f"model = PeftModel.from_pretrained(base, {json.dumps(folder)})",
         ]
         return "\n".join(lines)
 
@@ -112,6 +115,35 @@ def save_config(model: Any, folder: Path, reading: Reading) -> None:
     config.save_pretrained(folder, auto_mapping_dict=None if config.task_type else mapping)
 
 
+WRITTEN = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "fan_in_fan_out", "bias", "use_rslora", "use_dora"),
+    *("modules_to_save", "rank_pattern", "alpha_pattern", "task_type", "inference_mode", "base_model_name_or_path"),
+    *("revision", "auto_mapping", "peft_version"),
+}
+"""What an adapter of ours says in its configuration. PEFT opens it without following what `auto_mapping` and the base name."""
+
+
+def check_config(folder: Path) -> None:
+    """ExportError for an adapter that asks of PEFT what no adapter of ours does: to import a module, to read other files."""
+    from peft import LoraConfig
+
+    held: Mapping[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    usual = {**json.loads(json.dumps(LoraConfig().to_dict(), default=str)), "peft_type": "LORA"}
+    strange = [
+        name
+        for name, value in held.items()
+        if name not in WRITTEN and value != usual.get(name) and value not in (None, False, "", [], {})
+    ]
+    if strange or held.get("peft_type") != "LORA":
+        raise ExportError(
+            f"{folder / 'adapter_config.json'} asks for what no adapter of peftkit has ({', '.join(strange) or 'peft_type'})"
+        )
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ExportError(
+            f"{folder} has no adapter_model.safetensors; a pickle (adapter_model.bin) is not read in its place"
+        )
+
+
 def open_base(reading: Reading) -> Any:
     """The base as the run loaded it."""
     import torch
@@ -128,6 +160,8 @@ def open_base(reading: Reading) -> Any:
         # A configuration that knows no padding (ViT's) hands the word on to the model, which refuses it.
         options |= {} if reading.padding is None else {"pad_token_id": reading.padding}
         options["ignore_mismatched_sizes"] = True  # the base may have a head of its own; the adapter's takes its place
+    if not Path(reading.base).is_dir():
+        options["use_safetensors"] = True  # a pickle from elsewhere is read by nobody
     base = getattr(transformers, reading.auto_class).from_pretrained(
         reading.base,
         revision=reading.revision or "main",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -53,6 +54,11 @@ class Reading:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
+        """ValueError for what no export says: the names are looked up in torch and transformers."""
+        if not re.fullmatch(r"AutoModel\w*", values["auto_class"]) or not re.fullmatch(
+            r"b?float(16|32|64)", values["dtype"]
+        ):
+            raise ValueError(f"{values['auto_class']!r} in {values['dtype']!r} is no way to open a model")
         labels = {int(number): label for number, label in values["labels"].items()}
         return cls(**{**values, "labels": labels, "unquantised": tuple(values["unquantised"])})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +38,8 @@ def model_card(card: Card) -> str:
     task, strategy = card.task["name"], card.strategy["name"]
     parts = [
         "---\n" + yaml.safe_dump(_head(card), sort_keys=False) + "---",
-        f"# {card.name}",
-        f"`{card.base}`, fine-tuned for `{task}` with `{strategy}`.",
+        f"# {_cell(card.name)}",
+        f"{_code(card.base)}, fine-tuned for `{task}` with `{strategy}`.",
         "## Use\n\n```python\n" + card.example + "\n```",
         "## Training\n\n" + _table("Setting", "Value", _settings(card)),
         "## Data\n\n" + _table("Setting", "Value", _flat("data", card.data)),
@@ -55,12 +56,14 @@ def licence_of(base: Path) -> str | None:
     """The licence that the base's own card names, if the base is a folder with a card."""
     try:
         head = yaml.safe_load((base / "README.md").read_text(encoding="utf-8").split("---\n")[1])
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
         return None
     licence = head.get("license") if isinstance(head, dict) else None
     return licence if isinstance(licence, str) else None
 
 
+SPECIAL = re.compile(r"[\\`|]")
+"""What Markdown would read otherwise."""
 CHECK = (
     "`certificate.json` says how far this export differs from the model that was trained: it was loaded in a fresh process"
     " and compared on held-out rows. It also holds the sha256 of every file of weights."
@@ -100,9 +103,15 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
 
 def _table(first: str, second: str, rows: Mapping[str, Any]) -> str:
     lines = [f"| {first} | {second} |", "| --- | --- |"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
     return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    """On one line and as it is: labels, columns and paths come from data, and are no Markdown or HTML."""
+    text = SPECIAL.sub(r"\\\g<0>", " ".join(str(value).split()))
+    return text.replace("](", "]\\(").replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    return "`" + " ".join(text.split()).replace("`", "'") + "`"

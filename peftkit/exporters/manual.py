@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from peftkit.redact import redact
 from peftkit.tasks import Task
 
 MANUAL = "peftkit.json"
+READ_AS = ("max_length", "truncate", "stride", "columns")
+"""Settings of the data that say how a row is read, whichever file it comes from."""
 FOR_PEOPLE = (MANUAL, "README.md", "certificate.json")
 """What no model is read from."""
 
@@ -44,10 +46,16 @@ class Manual:
         (folder / MANUAL).write_text(redact(json.dumps(held, indent=1)) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Manual:
+    def read(cls, folder: Path, trust: bool = False) -> Manual:
+        """What lies in the folder, whoever wrote it: that Python code may be run says the user alone (`trust`)."""
         held = json.loads((folder / MANUAL).read_text(encoding="utf-8"))
         exporter: Exporter = Exporter.model_validate(held["exporter"])
         task: Task = Task.model_validate(held["task"])
         return cls(
-            exporter, Reading.from_json(held["reading"]), task, held["data"], held["generate"], held.get("files", ())
+            exporter,
+            replace(Reading.from_json(held["reading"]), trust_remote_code=trust),
+            task,
+            {name: value for name, value in held["data"].items() if name in READ_AS},
+            held["generate"],
+            held.get("files", ()),
         )

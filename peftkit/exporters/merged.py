@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -41,6 +42,8 @@ class Merged(Exporter, name="merged"):
         """Raises ExportError if the files do not hold exactly the weights of the model that the configuration describes."""
         import transformers
 
+        if not any(folder.glob("*.safetensors")):
+            raise ExportError(f"{folder} has no weights in safetensors; a pickle (.bin) is not read in their place")
         model, found = getattr(transformers, reading.auto_class).from_pretrained(
             folder, trust_remote_code=reading.trust_remote_code, output_loading_info=True
         )
@@ -54,8 +57,8 @@ class Merged(Exporter, name="merged"):
         reader, called = reading.reader
         return (
             f"from transformers import {reader}, {reading.auto_class}\n\n"
-            f'{called} = {reader}.from_pretrained("{folder}")\n'
-            f'model = {reading.auto_class}.from_pretrained("{folder}")'
+            f"{called} = {reader}.from_pretrained({json.dumps(folder)})\n"
+            f"model = {reading.auto_class}.from_pretrained({json.dumps(folder)})"
         )
 
 

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from peftkit.config.read import load as load_run
 from peftkit.config.sections import Generate
 from peftkit.data.prepare import Prepared
 from peftkit.errors import ConfigError
 from peftkit.evaluation.generate import write_texts
+from peftkit.flows.export import read_run
 from peftkit.flows.job import prepare_data
 from peftkit.models.load import load
 from peftkit.models.processor import load_processor
@@ -29,13 +29,16 @@ LONGEST = 48
 """Tokens of an answer that are shown."""
 
 
-def compare(run_folder: Path, rows: int = 3, console: Console | None = None) -> list[tuple[str, str, str, str]]:
+def compare(
+    run_folder: Path, rows: int = 3, console: Console | None = None, trust: bool = False
+) -> list[tuple[str, str, str, str]]:
     """Show, for the first held-out rows: prompt, expected answer, the base's, the tuned model's (greedy); returns them.
 
     Raises ConfigError if the run has no merged export, or its task writes no text.
     """
     folder = RunFolder(run_folder)
-    run = load_run(folder.config)
+    folder.check_links()
+    run = read_run(folder.config, trust)
     merged = folder.export("merged")
     if not merged.is_dir():
         raise ConfigError(f"{merged} is not there yet: peftkit export {run_folder} --to merged")
@@ -47,7 +50,7 @@ def compare(run_folder: Path, rows: int = 3, console: Console | None = None) -> 
             raise ConfigError(f"--task {run.task.name} writes no text to compare")
         base = load(run.model, run.task, Full(), torch.float32, run.seed, run.data.cache).model
         before = [answer(base, prepared.task, row, batch, processor) for row, batch in chosen]
-        tuned = run.task.model_class().from_pretrained(merged, dtype=torch.float32)
+        tuned = run.task.model_class().from_pretrained(merged, dtype=torch.float32, trust_remote_code=trust)
         after = [answer(tuned, prepared.task, row, batch, processor) for row, batch in chosen]
         told = [
             (prompt_of(prepared.task, batch, processor), str(old["reference"]), old["generated"], new["generated"])

@@ -37,6 +37,8 @@ def summary_of(job: Job, folder: RunFolder, progress: Progress) -> tuple[Pairs, 
     pairs: Pairs = [("steps", f"{progress.step} of {job.steps}")]
     if progress.step < job.steps:
         pairs.append(("stopped early", f"{progress.waited} evaluations without a better {job.run.eval.best}"))
+    if progress.skipped:
+        pairs.append(("skipped", f"{progress.skipped} steps whose loss or gradient was not finite"))
     if progress.best is not None:
         pairs.append((f"best {job.run.eval.best}", f"{progress.best:.4g} at step {progress.best_step}"))
     pairs += [("checkpoint", folder.newest_checkpoint()), ("metrics", folder.metrics), ("logs", folder.logs)]

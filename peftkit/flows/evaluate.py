@@ -38,6 +38,8 @@ class Asked:
     batch: int = 8
     columns: dict[str, str] = field(default_factory=dict)
     checkpoint: str | None = None
+    trust: bool = False
+    """Allow Python code that comes with the model."""
     generate: dict[str, int] = field(default_factory=dict)
     """Settings of `generate` other than those that the model was trained with."""
     out: Path | None = None
@@ -50,7 +52,7 @@ def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, floa
         check_new(asked.out)
     with joined() as world, chatter_to(None, verbose):
         teller = Teller(world.first)
-        trained = with_columns(open_trained(place, asked.checkpoint), asked.columns)
+        trained = with_columns(open_trained(place, asked.checkpoint, asked.trust), asked.columns)
         metrics = metrics_of(trained, asked)
         prepared = prepare_rows(trained, asked)
         scored = scores(trained, prepared, metrics, asked, world)

@@ -38,33 +38,38 @@ from peftkit.evaluation.verify import (
 from peftkit.exporters import Exporter
 from peftkit.exporters.base import Reading
 from peftkit.exporters.card import Card, licence_of, model_card
-from peftkit.exporters.manual import Manual
+from peftkit.exporters.manual import READ_AS, Manual
 from peftkit.flows.job import check_base, prepare_data
 from peftkit.models.load import Base, load
 from peftkit.models.whole import whole_weights
+from peftkit.redact import redact
 from peftkit.run_folder import RunFolder
 from peftkit.strategies import Strategy
 from peftkit.strategies.qlora import unquantised_layers
 from peftkit.tasks.base import Batch
 from peftkit.tracking.quiet import chatter_to, is_active, terminal
 
-READ_AS = {"max_length", "truncate", "stride", "columns"}
-"""Settings of the data that say how a row is read, whichever file it comes from."""
 ROWS = 16
 """Held-out rows that the export is compared on."""
 
 
 def export(
-    run_folder: Path, to: str | Exporter = "merged", checkpoint: str | None = None, verbose: bool = False
+    run_folder: Path,
+    to: str | Exporter = "merged",
+    checkpoint: str | None = None,
+    verbose: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Export a run to RUN/export/<name>/, and return that folder.
 
     `checkpoint` is "last", "best", "average" (of the last ones), or a step such as "100"; left out, what the run's
     `checkpoint.final` says.
+    `trust` allows Python code that comes with the base: the run's folder, whoever it is from, cannot allow it itself.
     Raises ExportError, and leaves nothing, if the export is not what was trained.
     """
     folder = RunFolder(run_folder)
-    run = read_run(folder.config)
+    folder.check_links()
+    run = read_run(folder.config, trust)
     exporter = read_exporter(to)
     check_fits(exporter, run.strategy)
     taken = find_checkpoints(folder, checkpoint or run.checkpoint.final, run.checkpoint.average)
@@ -114,11 +119,11 @@ def export_trained(
         exporter.write(model, run.strategy, partial, reading)
         processor.save_pretrained(partial)
         card = card_of(exporter, run, folder, reading, metrics or {})
-        (partial / "README.md").write_text(model_card(card), encoding="utf-8")
+        (partial / "README.md").write_text(redact(model_card(card)), encoding="utf-8")
         known = {"base": reading.base, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
         certificate = certify(exporter, partial, reading, asked, expected, device, known)
         certificate.write(partial)
-        read_as = run.data.model_dump(mode="json", include=READ_AS)
+        read_as = run.data.model_dump(mode="json", include=set(READ_AS))
         Manual(exporter, reading, run.task, read_as, run.generate.model_dump(mode="json")).write(partial)
         put_in_place(partial, folder)
     except BaseException:
@@ -209,11 +214,12 @@ def put_in_place(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_run(file: Path) -> Run:
-    """The settings with which the run began."""
+def read_run(file: Path, trust: bool = False) -> Run:
+    """The settings with which the run began; of code that comes with its base, what the user says now holds."""
     if not file.is_file():
         raise ConfigError(f"{file.parent} is no run's folder: it has no {file.name}")
-    return load_run(file)
+    run = load_run(file)
+    return run.model_copy(update={"model": run.model.model_copy(update={"trust_remote_code": trust})})
 
 
 def read_exporter(to: str | Exporter) -> Exporter:

@@ -44,6 +44,8 @@ class Asked:
     limit: int | None = None
     columns: dict[str, str] = field(default_factory=dict)
     checkpoint: str | None = None
+    trust: bool = False
+    """Allow Python code that comes with the model."""
     generate: dict[str, int] = field(default_factory=dict)
     """Settings of `generate` other than those that the model was trained with."""
 
@@ -58,7 +60,7 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
         console = Console(file=terminal(), highlight=False)
         if world.processes > 1:
             raise ConfigError("peftkit predict runs on one process; start it without a launcher")
-        trained = with_columns(open_trained(place, asked.checkpoint), asked.columns)
+        trained = with_columns(open_trained(place, asked.checkpoint, asked.trust), asked.columns)
         if not trained.task.predicts:
             raise ConfigError(f"--task {trained.task.name} has nothing to predict of a row; peftkit eval scores it")
         trained = replace(trained, model=placed(trained.model, world.device))

@@ -26,6 +26,7 @@ from peftkit.engine.world import LONGEST_WAIT, World, identity, joined
 from peftkit.errors import ConfigError, StoppedError
 from peftkit.flows.attempt import Attempt, start_attempt
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
+from peftkit.flows.guard import check_weights, tell_step
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
 from peftkit.flows.out import default_folder
 from peftkit.flows.scores import evaluate_all, evaluates, gives_up, score_test
@@ -134,7 +135,7 @@ def all_between(now: Underway, engine: Engine, fresh: bool) -> Engine:
     if not last:
         for current, step in all_steps(job, engine, progress, now.stopper.wish):
             engine = current  # a stage of unfreezing opens another one
-            now.teller.step(step.row())
+            tell_step(job, now.folder, progress, step, now.teller)
             now.attempt.advance(step.step)
             now.stopper.took(step.seconds)
             if step.asked:
@@ -179,6 +180,7 @@ def save_now(now: Underway, engine: Engine) -> None:
     """A checkpoint of where the run stands; the oldest goes."""
     start = time.monotonic()
     base = {"source": now.job.base.source, "fingerprint": now.job.base.fingerprint}
+    check_weights(engine, now.folder, now.progress, now.job.world)
     save(engine, now.folder, now.progress, now.job.world, base)
     if now.job.world.first:
         prune(now.folder, now.job.run.checkpoint.keep, now.progress.best_step)
@@ -226,7 +228,7 @@ def _claim(run: Run) -> Path | str:
     if run.out is None:
         return default_folder(run)
     if run.resume:
-        return run.out
+        return _unlinked(run.out)
     if RunFolder(run.out).config.exists():
         return f"--out {run.out} belongs to another run; go on with that one with --resume, or name another folder"
     if run.out.exists() and (not run.out.is_dir() or {entry.name for entry in run.out.iterdir()} - BEFORE_IT_BEGAN):
@@ -236,6 +238,14 @@ def _claim(run: Run) -> Path | str:
     except OSError as problem:
         return f"--out {run.out} cannot be made ({problem.strerror or problem}); name a folder elsewhere"
     return run.out
+
+
+def _unlinked(folder: Path) -> Path | str:
+    try:
+        RunFolder(folder).check_links()
+    except ConfigError as problem:
+        return str(problem)
+    return folder
 
 
 def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) -> None:
@@ -259,7 +269,7 @@ def finish(job: Job, folder: RunFolder, progress: Progress, teller: Teller) -> N
         from peftkit.flows.export import export
 
         teller.note("writing and verifying export/adapter ...")
-        export(folder.path, to="adapter")
+        export(folder.path, to="adapter", trust=job.run.model.trust_remote_code)
     teller.summary(*summary_of(job, folder, progress))
 
 

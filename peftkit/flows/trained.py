@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from peftkit.config.read import load as load_run
 from peftkit.config.sections import Data, Generate, Model
 from peftkit.engine.checkpoint import read_progress, read_result
 from peftkit.errors import ConfigError, ModelError
 from peftkit.exporters.base import Reading
-from peftkit.exporters.manual import MANUAL, Manual
-from peftkit.flows.export import READ_AS, dtype_of, find_checkpoints, put_trained
+from peftkit.exporters.manual import MANUAL, READ_AS, Manual
+from peftkit.flows.export import dtype_of, find_checkpoints, put_trained, read_run
 from peftkit.flows.job import check_base
+from peftkit.models.code import why_unread
 from peftkit.models.configure import configure, context_limit
 from peftkit.models.load import load
 from peftkit.models.processor import load_processor
@@ -48,26 +48,27 @@ class Trained:
     seed: int = 0
 
 
-def open_trained(place: Path, checkpoint: str | None = None) -> Trained:
+def open_trained(place: Path, checkpoint: str | None = None, trust: bool = False) -> Trained:
     """Open what lies at `place`. ConfigError if that is none of the three; ModelError if it cannot be opened.
 
-    `checkpoint` chooses among a run's: `last`, `best`, `average`, or a step.
+    `checkpoint` chooses among a run's: `last`, `best`, `average`, or a step. `trust` allows Python code that comes with the
+    model, which no file in a folder can allow.
     """
     place = place.expanduser()
     if STEP.match(place.name) and (place / "manifest.json").is_file():
-        return from_run(place.parent.parent, place.name)
+        return from_run(place.parent.parent, place.name, trust)
     if (place / "config.yaml").is_file():
-        return from_run(place, checkpoint)
+        return from_run(place, checkpoint, trust)
     if (place / MANUAL).is_file():
-        return from_export(place)
+        return from_export(place, trust)
     what = (
         "there is nothing" if not place.exists() else "that is neither a run's folder, nor a checkpoint, nor an export"
     )
     raise ConfigError(f"{place}: {what}; name RUN, RUN/checkpoints/step-000100 or RUN/export/NAME")
 
 
-def from_run(place: Path, checkpoint: str | None) -> Trained:
-    run = load_run(place / "config.yaml")
+def from_run(place: Path, checkpoint: str | None, trust: bool = False) -> Trained:
+    run = read_run(place / "config.yaml", trust)
     taken = find_checkpoints(RunFolder(place), checkpoint or run.checkpoint.final, run.checkpoint.average)
     weights = read_result(taken, averaged=run.regularize.ema is not None)  # first of all: it says what is damaged
     task = run.task.model_copy(update=dict(read_progress(taken[-1]).tuned))
@@ -88,14 +89,14 @@ def from_run(place: Path, checkpoint: str | None) -> Trained:
     )
 
 
-def from_export(folder: Path) -> Trained:
-    manual = manual_of(folder)
+def from_export(folder: Path, trust: bool = False) -> Trained:
+    manual = manual_of(folder, trust)
     task = manual.task
     try:
         model = manual.exporter.open(folder, manual.reading)
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"{folder} cannot be opened: {why(problem, folder, manual.reading)}") from problem
-    settings = Model(path=str(folder))
+    settings = Model(path=str(folder), trust_remote_code=trust)
     processor = load_processor(settings, str(folder), task.reads)
     source = str(folder) if (folder / "config.json").is_file() else manual.reading.base
     return Trained(
@@ -110,11 +111,11 @@ def from_export(folder: Path) -> Trained:
     )
 
 
-def manual_of(folder: Path) -> Manual:
+def manual_of(folder: Path, trust: bool = False) -> Manual:
     """What the export says of itself. ModelError if files of it are missing, or that cannot be read."""
     try:
-        manual = Manual.read(folder)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        manual = Manual.read(folder, trust)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ModelError(f"{folder / MANUAL} cannot be read ({problem}); export the run again") from problem
     missing = [name for name in manual.files if not (folder / name).exists()]
     if missing:
@@ -134,7 +135,7 @@ def why(problem: Exception, folder: Path, reading: Reading) -> str:
         )
     if isinstance(problem, SafetensorError):
         return f"its weights are damaged ({problem}); copy or export it again"
-    return str(problem).partition("\n")[0]
+    return why_unread(problem, str(folder) if (folder / "config.json").is_file() else reading.base)
 
 
 def base_of(reading: Reading, task: Task) -> Any:
@@ -146,7 +147,7 @@ def base_of(reading: Reading, task: Task) -> Any:
 
 def reading_of(data: Data) -> Data:
     """How rows are read, and nothing of which."""
-    return Data.model_validate(data.model_dump(include=READ_AS | {"cache"}))
+    return Data.model_validate(data.model_dump(include={*READ_AS, "cache"}))
 
 
 def placed(model: Any, device: torch.device) -> Any:

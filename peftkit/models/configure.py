@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel
 
 from peftkit.config.sections import Model
 from peftkit.errors import ModelError
+from peftkit.models.code import TRUST, kernels_of, why_unread
 from peftkit.models.find import hub_words
 from peftkit.models.whole import whole_weights
 from peftkit.tasks import Task
@@ -24,7 +25,7 @@ def configure(settings: Model, task: Task, source: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, **words, **task.model_options())
     except Exception as problem:
-        raise ModelError(f"--model {source}: {_first_line(problem)}") from problem
+        raise ModelError(f"--model {source}: {why_unread(problem, source)}") from problem
     for name, value in task.model_options().items():
         if value is not None and not hasattr(
             config, name
@@ -35,6 +36,7 @@ def configure(settings: Model, task: Task, source: str) -> Any:
     if settings.gradient_checkpointing:
         config.use_cache = False
     _check_task(config, task, settings)
+    _check_kernels(config, settings, source)
     return config
 
 
@@ -80,6 +82,15 @@ def _check_task(config: Any, task: Task, settings: Model) -> None:
         )
 
 
+def _check_kernels(config: Any, settings: Model, source: str) -> None:
+    kernels = kernels_of(config)
+    if kernels and settings.attention == "auto" and not settings.trust_remote_code:
+        raise ModelError(
+            f"--model {source}: its config.json asks for code from the hub to compute attention ({', '.join(kernels)}), which was"
+            f" not fetched; choose another with --model.attention, or allow it with {TRUST}"
+        )
+
+
 def _parts(config: Any) -> Iterator[Any]:
     yield config
     for name in getattr(config, "sub_configs", {}):
@@ -95,7 +106,3 @@ def _dropouts(config: Any) -> list[str]:
         for name, value in vars(config).items()
         if ("dropout" in name or "pdrop" in name) and isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]

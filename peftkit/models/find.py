@@ -110,6 +110,11 @@ def _in_folder(folder: Path, root: Path) -> Path:
     if len(ggufs) == 1 and not weight_files(folder):
         return convert(ggufs[0], root)
     if (folder / "config.json").exists():
+        # transformers would put the adapter onto the model without a word.
+        if (folder / "adapter_config.json").exists():
+            raise ModelError(
+                f"--model {folder} holds a model and an adapter (adapter_config.json); move one of them into another folder"
+            )
         return folder
     if len(ggufs) > 1:
         raise ModelError(f"--model {folder} holds several models; name one of {_list(file.name for file in ggufs)}")

@@ -19,7 +19,7 @@ def convert(file: Path, root: Path) -> Path:
 
 
 def _write(file: Path, folder: Path) -> None:
-    named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    named = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "trust_remote_code": False}
     try:
         with whole_weights():
             # fp32 holds what the file says exactly (a 4-bit number times a 16-bit scale); bf16 would round it.

@@ -25,6 +25,7 @@ from transformers.utils import cached_file
 from peftkit.cache import cache_root, digest
 from peftkit.config.sections import Model
 from peftkit.errors import ModelError
+from peftkit.models.code import why_unread
 from peftkit.models.configure import configure, context_limit
 from peftkit.models.find import check_weights, find, hub_words, shapes, weight_files
 from peftkit.models.inspect import head_paths, places, stacks
@@ -146,10 +147,19 @@ def _read(
             source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **words
         )
     except (OSError, ValueError, ImportError, RuntimeError, UnpicklingError) as problem:
-        raise ModelError(f"--model {source} cannot be loaded: {problem}") from problem
+        raise ModelError(f"--model {source} cannot be loaded: {_why(problem, source)}") from problem
     _keep_fixed(model, blank)
     resized = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
     return model, _made_anew(model, set(report["missing_keys"]), resized, source)
+
+
+def _why(problem: Exception, source: str) -> str:
+    if isinstance(problem, UnpicklingError):
+        return (
+            "its weights are a pickle (.bin) that holds more than tensors, and nothing of it was run;"
+            " ask whoever made it for safetensors"
+        )
+    return why_unread(problem, source) if "trust_remote_code" in str(problem) else str(problem)
 
 
 def _keep_fixed(model: PreTrainedModel, blank: PreTrainedModel) -> None:

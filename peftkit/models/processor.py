@@ -8,6 +8,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor
 
 from peftkit.config.sections import Model
 from peftkit.errors import ModelError
+from peftkit.models.code import why_unread
 from peftkit.models.find import hub_words
 
 
@@ -31,7 +32,7 @@ def _read_media(settings: Model, source: str, reads: str) -> Any:
         try:
             read = kind.from_pretrained(source, **hub_words(settings, source))
         except Exception as problem:  # transformers, Pillow and the hub each have their own
-            said = (str(problem).strip().splitlines() or [said])[0]
+            said = why_unread(problem, source)
             continue
         if not hasattr(read, "get_vocab"):  # AutoProcessor falls back to a tokenizer
             return read
@@ -55,7 +56,7 @@ def _read(settings: Model, source: str) -> Any:
         try:
             return AutoProcessor.from_pretrained(source, **words)
         except Exception:
-            said = (str(problem).strip().splitlines() or ["no reason given"])[0]
+            said = why_unread(problem, source)
             raise ModelError(
                 f"{source} has no tokenizer that can be read ({said}); name another: --model.tokenizer"
             ) from problem

@@ -173,6 +173,10 @@ def _with_paths(folder: Path, table: Source) -> Iterator[tuple[int, Row]]:
         if not isinstance(row.get("file_name"), str):
             raise DataError(f"{place}: no column 'file_name' with the name of a file; it has: {', '.join(row)}")
         path = folder / row["file_name"]
+        if ".." in path.parts or Path(row["file_name"]).is_absolute():
+            raise DataError(
+                f"{place}: 'file_name' leads out of the folder; put the file into it, and name it from there"
+            )
         if path.suffix.lower() not in KIND_OF or not path.is_file():
             raise DataError(
                 f"{place}: the file that it names in 'file_name' is not in the folder, or is no image or sound"
