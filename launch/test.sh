@@ -13,4 +13,8 @@ ruff check .
 ruff format --check .
 mypy
 echo "Linted and typed after $SECONDS s; now the tests"
-exec python -m pytest "$@"
+case " $* " in
+    *" tests/"*) exec python -m pytest "$@" ;;
+    # All of it: on two workers; what shares something heavy stays together (tests/conftest.py).
+    *) exec python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@" ;;
+esac

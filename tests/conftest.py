@@ -26,10 +26,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+HEAVY = {"trained": "promises", "cluster": "slurm", "server": "forked", "together": "together"}
+"""Fixtures that take long to make, and what the tests that share one are called."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `-n 2 --dist loadgroup`: what shares something heavy stays in one worker, so does a file; the heaviest begin."""
+    groups = {id(item): group_of(item) for item in items}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[id(item)]))
+    order = [*HEAVY.values(), "real"]
+    items.sort(key=lambda item: order.index(groups[id(item)]) if groups[id(item)] in order else len(order))
+
+
+def group_of(item: pytest.Item) -> str:
+    shared = [name for fixture, name in HEAVY.items() if fixture in getattr(item, "fixturenames", ())]
+    is_real = item.get_closest_marker("real") is not None
+    return shared[0] if shared else "real" if is_real else item.nodeid.partition("::")[0]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     kept = os.environ.get("PEFTKIT_TEST_CACHE")  # a folder that outlives the session: converted models
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("cache")
+    beside = tmp_path_factory.getbasetemp().parent / "peftkit-cache"  # of all workers
+    shared = beside if "PYTEST_XDIST_WORKER" in os.environ else None
+    folder = Path(kept) if kept else shared or tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTKIT_CACHE", str(folder))
         yield

@@ -59,7 +59,7 @@ def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     folder = save_tiny(tmp_path / "base")
     (folder / "model.safetensors").unlink()
     torch.save({"model.norm.weight": Harm()}, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot be loaded: its weights are a pickle .* nothing of it was run"):
+    with pytest.raises(ModelError, match=r"cannot be loaded: its weights are a pickle .* nothing of it was run"):
         read(folder)
     assert not (tmp_path / "harm").exists()
 
