@@ -7,6 +7,7 @@ PeftkitError          1  the run failed
 |- NonFiniteError     1  losses or gradients that are no numbers any more
 |- OutOfMemoryError   1  less memory than the training needs
 |- CheckpointError    1  a checkpoint that cannot be written, verified or resumed
+|  |- DiskError       1  no room for it, or a folder that cannot be written
 |- ExportError        1  an export that is not what was trained
 |- PeerError          1  another process of the run has ended or hangs
 |- StoppedError      75  asked to stop: what was reached is saved, and the run can go on
@@ -66,6 +67,12 @@ class CheckpointError(PeftkitError):
     """A checkpoint that cannot be written, does not verify, or belongs to another run."""
 
     kind = "checkpoint"
+
+
+class DiskError(CheckpointError):
+    """A disk that is full or may not be written; the message says what needs room, how much, and the way out."""
+
+    kind = "disk"
 
 
 class ExportError(PeftkitError):

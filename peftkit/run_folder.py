@@ -4,6 +4,7 @@ RUN/config.yaml                      the resolved run; Run -> YAML -> Run is the
 RUN/splits.json                      which rows were held out of which files, by number and digest
 RUN/metrics.jsonl                    a row per step and per evaluation
 RUN/checkpoints/step-000100/         manifest.json, trained*.safetensors, optimizer*.safetensors, state.json, ...
+RUN/saves.jsonl                      a row per checkpoint: its bytes, the seconds that training stood still, those of writing
 RUN/status.json                      what the newest attempt is doing, or how it ended
 RUN/stop                             asks a running training to save and end: `touch RUN/stop`
 RUN/errors/attempt-0/process-1.json  why that process failed, a file for each that did
@@ -46,6 +47,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def saves(self) -> Path:
+        return self.path / "saves.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -131,6 +136,11 @@ class RunFolder:
                         f"{path} is a link to {path.resolve()}, outside of the run's folder, and would be written or deleted"
                         " there; put what it leads to in its place, or remove it"
                     )
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def free_folder(wanted: Path) -> Path:

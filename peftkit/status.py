@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from peftkit.atomic import write_whole
 from peftkit.redact import redact
 from peftkit.run_folder import RunFolder
 
@@ -86,21 +87,6 @@ def first_cause(failures: Sequence[Failure]) -> Failure | None:
     """The earliest failure that does not only follow from another one; the earliest at all if there is none such."""
     causes = [failure for failure in failures if failure.kind not in CONSEQUENCES]
     return next(iter([*causes, *failures]), None)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Let `path` hold `text`, or stay as it was: no reader, and no crash, meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 Record = TypeVar("Record", Status, Failure)

@@ -17,7 +17,6 @@ from peftkit.status import (
     read_status,
     write_failure,
     write_status,
-    write_whole,
 )
 
 
@@ -60,11 +59,3 @@ def test_the_cause_is_the_earliest_that_is_no_consequence(tmp_path: Path) -> Non
     assert cause and cause.process == 1
     assert first_cause([found[0]]) == found[0]
     assert first_cause([]) is None
-
-
-def test_what_cannot_be_written_leaves_the_old_content(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a.json", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(tmp_path / "a.json", "new \ud800")
-    assert (tmp_path / "a.json").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

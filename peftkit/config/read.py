@@ -22,6 +22,7 @@ from peftkit.registry import did_you_mean
 
 MAY_DIFFER = (
     "batch.micro",
+    "deepspeed",
     "eval",
     "checkpoint",
     "guard",
@@ -74,6 +75,14 @@ def load(file: Path) -> Run:
     if run is None or problems or wrong:
         raise ConfigError(problems + wrong)
     return run
+
+
+def decisive(run: Run) -> dict[str, Any]:
+    """The settings that decide what is learnt, as YAML has them: those that a resumed run may not be told anew."""
+    tree = run.model_dump(mode="json")
+    for name in MAY_DIFFER:
+        _leave_out(tree, tuple(name.split(".")))
+    return tree
 
 
 def _read(words: Sequence[str], base: dict[str, Any] | None) -> tuple[Run | None, list[str]]:

@@ -266,6 +266,8 @@ class Checkpoint(Section):
     """What is exported: the last step's weights, the best by `--eval.best`, or the mean of the last `average` checkpoints."""
     average: PositiveInt = 3
     """How many checkpoints `final: average` takes."""
+    asynchronous: bool = True
+    """Write in the background while training goes on: it stands still only for a copy in main memory."""
     deadline: Duration | None = None
     """Save, and end with exit code 75, before so much time has passed since the start: 4h, 90m, 3600 (seconds)."""
 

@@ -27,7 +27,7 @@ from peftkit.data.gather import gather, record
 from peftkit.data.places import places_of, write_places
 from peftkit.data.report import Report
 from peftkit.data.rows import RowFile, write_rows
-from peftkit.data.sealed import build_once, note_outside
+from peftkit.data.sealed import build_once, note_outside, sealed_digest
 from peftkit.data.sources import Table
 from peftkit.data.store import Store
 from peftkit.errors import DataError
@@ -59,6 +59,11 @@ class Prepared:
     def splits(self) -> Path:
         """Which rows were held out, as JSON."""
         return self.folder / SPLITS
+
+    @property
+    def digest(self) -> str:
+        """Of the encoded rows that are learnt and validated on, wherever they came from."""
+        return sealed_digest(self.folder, ("train/*.npy", "validation/*.npy"))
 
     def rows(self, split: str) -> RowFile:
         """The rows of a split as they were read, under the task's names; `store.row` counts in them."""

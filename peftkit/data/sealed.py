@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def is_intact(folder: Path) -> bool:
         return all(_digest(folder / name) == sha for name, sha in digests.items()) and outside == _seen(outside)
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def sealed_digest(folder: Path, patterns: Sequence[str]) -> str:
+    """Of the files in a folder whose names match one of the patterns, and of the sizes of what they were made of outside."""
+    digests: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+    outside = json.loads((folder / OUTSIDE).read_text()) if OUTSIDE in digests else {}
+    parts = {name: sha for name, sha in digests.items() if any(fnmatch(name, pattern) for pattern in patterns)}
+    sizes = {name: seen and seen[0] for name, seen in outside.items()}
+    return hashlib.sha256(json.dumps([parts, sizes], sort_keys=True).encode()).hexdigest()
 
 
 def note_outside(folder: Path, files: Iterable[str]) -> None:

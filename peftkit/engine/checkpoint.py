@@ -1,7 +1,7 @@
 """Checkpoints: complete or absent, verified before they are used, and without a pickle in them.
 
 RUN/checkpoints/step-000100/
-    manifest.json                            format, step, base, processes, versions, sha256 of every other file
+    manifest.json                            format, step, base, run, processes, versions, sha256 of every other file
     progress.json                            how far the run is: step, evaluations, best
     trained-00001-of-00002.safetensors       fp32 weights of what the strategy trains, a file per process; BatchNorm's statistics
     optimizer-00001-of-00002.safetensors     their optimizer state, by parameter name; their running average
@@ -12,29 +12,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from peftkit.atomic import put_in_place, remove, synchronise
 from peftkit.engine.average import AVERAGE
+from peftkit.engine.identity import Identity, difference
 from peftkit.engine.open import Engine
-from peftkit.engine.random_state import random_state, set_random_state
+from peftkit.engine.random_state import random_state, seed_again, set_random_state
 from peftkit.engine.state import SEPARATOR, State, capture, restore
 from peftkit.engine.statistics import share_statistics, statistics
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError
 from peftkit.run_folder import RunFolder
 
-FORMAT = 1
+FORMAT = 2
 PARTIAL = ".partial"
 KINDS = ("trained", "optimizer", "process")
 """What each process writes a file of."""
@@ -76,43 +78,124 @@ class Saved:
     def progress(self) -> Progress:
         return read_progress(self.folder)
 
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """The fp32 weights, by the adapted model's parameter names, each read when it is asked for."""
+        return Parts(self.folder, "trained")
 
-def save(engine: Engine, run: RunFolder, progress: Progress, world: World, base: Mapping[str, str]) -> Path:
-    """Write the checkpoint of `progress.step`; every process takes part. `base` names the base model (source, fingerprint).
 
-    Raises CheckpointError on every process if any of them fails; the folder of the step then does not exist.
-    """
-    final = run.checkpoint(progress.step)
-    partial = final.with_name(final.name + PARTIAL)
+class Parts(Mapping[str, Tensor]):
+    """The tensors of all processes' files of a kind, each read when it is asked for: a process may need a few of many."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._places: dict[str, Any] = {}
+        for path in sorted(folder.glob(f"{kind}-*.safetensors")):
+            file = _opened(path)
+            self._places |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        value: Tensor = self._places[name].get_tensor(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._places[name].get_slice(name).get_shape())
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one process will write, in memory of its own: the engine may go on meanwhile."""
+
+    state: State
+    random: dict[str, Tensor]
+    progress: Progress
+    zero: int
+    shapes: dict[str, tuple[int, ...]]
+    """Of everything that all processes together have to write."""
+
+
+def snapshot(engine: Engine, progress: Progress, world: World) -> Snapshot:
+    """The engine as it stands; a collective."""
     share_statistics(engine.model)
     state = capture(engine, lambda index: index % world.processes == world.process)
-    problem = _attempt(lambda: _start(partial, world))
-    world.wait()
-    digests: dict[str, str] = {}
-    problem = problem or _attempt(lambda: digests.update(_write_mine(partial, state, world)))
-    everyones = world.gather((problem, digests, sorted(state.weights)))
-    problem = (
-        _attempt(lambda: _finish(partial, final, everyones, engine, progress, world, base)) if world.first else None
-    )
-    problem = world.share(problem)
-    if problem:
-        raise CheckpointError(f"the checkpoint of step {progress.step} could not be written: {problem}")
-    return final
+    expected = engine.trained() | statistics(engine.model)
+    shapes = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in expected.items()}
+    return Snapshot(state, random_state(), deepcopy(progress), engine.zero, shapes)
 
 
-def newest(run: RunFolder, world: World) -> Saved | None:
-    """The newest checkpoint that verifies, the same on every process; None if there is none at all.
+def begin(partial: Path) -> None:
+    """An empty folder to write into, on the first process."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
 
-    Raises CheckpointError if there are checkpoints and all are damaged: that is no fresh start.
+
+def write_part(partial: Path, taken: Snapshot, world: World) -> dict[str, str]:
+    """Write this process's files; their digests, by name."""
+    state = taken.state
+    own = {f"random:{name}": value for name, value in taken.random.items()}
+    own |= {f"counter:{name}": value for name, value in state.counters.items()}
+    own |= {f"local:{name}": value for name, value in state.local.items()}
+    own |= {f"scaler:{name}": value for name, value in state.scaler.items()}
+    digests = {}
+    for kind, tensors in zip(KINDS, (state.weights, state.optimizer, own), strict=True):
+        path = partial / _part(kind, world.process, world.processes)
+        save_file(dict(tensors), path)
+        synchronise(path)
+        digests[path.name] = sha256(path)
+    return digests
+
+
+def complete(
+    partial: Path,
+    final: Path,
+    digests: Mapping[str, str],
+    taken: Snapshot,
+    world: World,
+    base: Mapping[str, str],
+    run: Identity | None = None,
+) -> None:
+    """On the first process: audit what all have written, add the manifest, and rename the folder into place."""
+    _audit(partial, taken.shapes)
+    progress_file = partial / "progress.json"
+    progress_file.write_text(json.dumps(asdict(taken.progress), indent=1))
+    synchronise(progress_file)
+    manifest = {
+        "format": FORMAT,
+        "step": taken.progress.step,
+        "base": dict(base),
+        "run": run.plain() if run else None,
+        "processes": world.processes,
+        "zero": taken.zero,
+        "versions": {name: version(name) for name in ("peftkit", "torch", "transformers", "deepspeed", "peft")},
+        "files": {**digests, progress_file.name: sha256(progress_file)},
+    }
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    synchronise(partial / "manifest.json")
+    synchronise(partial)
+    put_in_place(partial, final)  # there may be one of an attempt that had reached this step before
+
+
+def newest(run: RunFolder, world: World, mine: Identity | None = None) -> Saved | None:
+    """The newest checkpoint that verifies and is this run's, the same on every process; None if there is none at all.
+
+    Raises CheckpointError if there are checkpoints and all are damaged or of another run: that is no fresh start.
     """
-    found = world.share(_newest(run) if world.first else None)
+    found = world.share(_newest(run, mine) if world.first else None)
     if isinstance(found, list):
         raise CheckpointError("\n".join([f"no checkpoint in {run.checkpoints} is good:", *found]))
     return found if found is None else Saved(*found)
 
 
-def resume(engine: Engine, saved: Saved, world: World) -> None:
-    """Put a checkpoint's optimizer state, fp32 weights and random numbers into an engine opened on its weights."""
+def resume(engine: Engine, saved: Saved, world: World, seed: int = 0) -> None:
+    """Put a checkpoint's optimizer state, fp32 weights and random numbers into an engine opened on its weights.
+
+    On another number of processes there are no such random numbers: new ones are drawn, of `seed` and the step.
+    """
     same_world = saved.manifest["processes"] == world.processes
     own = _read_file(saved.folder / _part("process", world.process if same_world else 0, saved.manifest["processes"]))
     local = {name: value for name, value in own.items() if name.startswith("local:")}
@@ -122,7 +205,7 @@ def resume(engine: Engine, saved: Saved, world: World) -> None:
             f" {saved.manifest['zero']} and cannot be cut for {world.processes} at stage {engine.zero}; resume it on the same,"
             " or train with another --optim"
         )
-    weights = read_trained(saved.folder)
+    weights = saved.trained
     lacking = [name for name in engine.trained() if name not in weights]
     if lacking:
         raise CheckpointError(
@@ -130,7 +213,7 @@ def resume(engine: Engine, saved: Saved, world: World) -> None:
         )
     state = State(
         weights=weights,
-        optimizer=_read_parts(saved.folder, "optimizer"),
+        optimizer=Parts(saved.folder, "optimizer"),
         counters=_prefixed(own, "counter:"),
         local=_prefixed(local, "local:"),
         scaler=_prefixed(own, "scaler:"),
@@ -138,6 +221,8 @@ def resume(engine: Engine, saved: Saved, world: World) -> None:
     restore(engine, state)
     if same_world:
         set_random_state(_prefixed(own, "random:"))
+    else:
+        seed_again(seed, saved.manifest["step"], world.process)
 
 
 def read_progress(folder: Path) -> Progress:
@@ -150,7 +235,7 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
     problems = verify(folder)
     if problems:
         raise CheckpointError("\n".join(problems))
-    return _read_parts(folder, "trained")
+    return dict(Parts(folder, "trained"))
 
 
 def read_result(folders: Sequence[Path], averaged: bool = False) -> dict[str, Tensor]:
@@ -171,8 +256,8 @@ def read_result(folders: Sequence[Path], averaged: bool = False) -> dict[str, Te
 
 def _read_averages(folder: Path) -> dict[str, Tensor]:
     ending = SEPARATOR + AVERAGE
-    states = _read_parts(folder, "optimizer")
-    return {name.removesuffix(ending): value for name, value in states.items() if name.endswith(ending)}
+    states = Parts(folder, "optimizer")
+    return {name.removesuffix(ending): states[name] for name in states if name.endswith(ending)}
 
 
 def verify(folder: Path) -> list[str]:
@@ -203,9 +288,7 @@ def prune(run: RunFolder, keep: int, best_step: int | None) -> None:
     steps = run.checkpoint_steps()
     for step in steps[:-keep] if keep else []:
         if step != best_step:
-            doomed = run.checkpoint(step)
-            doomed.rename(doomed.with_name(doomed.name + PARTIAL))  # half-deleted must not look like a checkpoint
-            shutil.rmtree(doomed.with_name(doomed.name + PARTIAL))
+            remove(run.checkpoint(step), PARTIAL)
 
 
 def sha256(path: Path) -> str:
@@ -214,18 +297,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _newest(run: RunFolder) -> tuple[Path, dict[str, Any], list[str]] | list[str] | None:
-    damaged: list[str] = []
+def _newest(run: RunFolder, mine: Identity | None) -> tuple[Path, dict[str, Any], list[str]] | list[str] | None:
+    passed_over: list[str] = []
     for step in reversed(run.checkpoint_steps()):
         folder = run.checkpoint(step)
         problems = verify(folder)
+        manifest = {} if problems else json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if not problems and mine and (other := difference(manifest["run"], mine)):
+            problems = [f"{folder} is of another run: {other}"]
         if not problems:
-            return folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")), damaged
-        damaged += problems
-    return damaged or None
+            return folder, manifest, passed_over
+        passed_over += problems
+    return passed_over or None
 
 
-def _attempt(action: Any) -> str | None:
+def attempt(action: Callable[[], object]) -> str | None:
     """What went wrong, in a sentence: an error on one process must reach the others as a value, or they wait for ever."""
     try:
         action()
@@ -234,105 +320,27 @@ def _attempt(action: Any) -> str | None:
     return None
 
 
-def _start(partial: Path, world: World) -> None:
-    if world.first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-
-
-def _write_mine(partial: Path, state: State, world: World) -> dict[str, str]:
-    own = {f"random:{name}": value for name, value in random_state().items()}
-    own |= {f"counter:{name}": value for name, value in state.counters.items()}
-    own |= {f"local:{name}": value for name, value in state.local.items()}
-    own |= {f"scaler:{name}": value for name, value in state.scaler.items()}
-    digests = {}
-    for kind, tensors in zip(KINDS, (state.weights, state.optimizer, own), strict=True):
-        path = partial / _part(kind, world.process, world.processes)
-        save_file(tensors, path)
-        synchronise(path)
-        digests[path.name] = sha256(path)
-    return digests
-
-
-def _finish(
-    partial: Path,
-    final: Path,
-    everyones: list[tuple[str | None, dict[str, str], list[str]]],
-    engine: Engine,
-    progress: Progress,
-    world: World,
-    base: Mapping[str, str],
-) -> None:
-    """On the first process: audit what all have written, add the manifest, and rename it into place."""
-    try:
-        for problem, _, _ in everyones:
-            if problem:
-                raise CheckpointError(problem)
-        _audit(partial, everyones, engine)
-        files = {name: digest for _, digests, _ in everyones for name, digest in digests.items()}
-        progress_file = partial / "progress.json"
-        progress_file.write_text(json.dumps(asdict(progress), indent=1))
-        synchronise(progress_file)
-        files[progress_file.name] = sha256(progress_file)
-        _write_manifest(partial / "manifest.json", files, engine, progress, world, base)
-        shutil.rmtree(final, ignore_errors=True)  # of an attempt that had reached this step before
-        partial.rename(final)
-        synchronise(final.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _audit(partial: Path, everyones: list[tuple[str | None, dict[str, str], list[str]]], engine: Engine) -> None:
+def _audit(partial: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Every trained parameter is there, whole: an adapter saved under ZeRO-3 must not be a file of empty tensors."""
-    written = {name for _, _, names in everyones for name in names}
-    expected = engine.trained() | statistics(engine.model)
-    missing = sorted(set(expected) - written)
-    shapes = {name: tuple(getattr(weight, "ds_shape", weight.shape)) for name, weight in expected.items()}
-    wrong = [name for name, value in _read_parts(partial, "trained").items() if tuple(value.shape) != shapes[name]]
+    written = Parts(partial, "trained")
+    missing = sorted(shapes.keys() - written.keys())
+    wrong = [name for name in written if written.shape(name) != shapes.get(name)]
     if missing or wrong:
         raise CheckpointError(f"missing: {missing[:5]}; of a wrong shape: {wrong[:5]}")
-
-
-def _write_manifest(
-    path: Path, files: Mapping[str, str], engine: Engine, progress: Progress, world: World, base: Mapping[str, str]
-) -> None:
-    manifest = {
-        "format": FORMAT,
-        "step": progress.step,
-        "base": dict(base),
-        "processes": world.processes,
-        "zero": engine.zero,
-        "versions": {name: version(name) for name in ("peftkit", "torch", "transformers", "deepspeed", "peft")},
-        "files": dict(files),
-    }
-    path.write_text(json.dumps(manifest, indent=1))
-    synchronise(path)
-
-
-def synchronise(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _part(kind: str, index: int, count: int) -> str:
     return f"{kind}-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _read_parts(folder: Path, kind: str) -> dict[str, Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob(f"{kind}-*.safetensors")):
-        tensors.update(_read_file(path))
-    return tensors
-
-
 def _read_file(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _opened(path: Path) -> Any:
     try:
-        return load_file(path)
+        return safe_open(path, framework="pt")
     except SafetensorError as problem:  # listed with the right sha256, but never written by us
         raise CheckpointError(f"{path} is no file of safetensors ({problem})") from None
 

@@ -17,6 +17,11 @@ def seed_all(seed: int, process: int = 0) -> None:
     torch.manual_seed(seed + process)
 
 
+def seed_again(seed: int, step: int, process: int) -> None:
+    """Seed them in the middle of a run, where there is no state to go on with: not with what the run began with."""
+    seed_all(random.Random(f"step {seed} {step}").getrandbits(31), process)
+
+
 def random_state() -> dict[str, Tensor]:
     """All of their states, as integer tensors."""
     numpy_state = np.random.get_state(legacy=False)

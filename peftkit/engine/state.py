@@ -6,7 +6,7 @@ unfreezing, a run on another number of processes. All of it is fp32 or integer t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -34,8 +34,8 @@ class State:
     optimizers): it fits the same process of the same world at the same ZeRO stage only.
     """
 
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     counters: dict[str, Tensor] = field(default_factory=dict)
     local: dict[str, Tensor] = field(default_factory=dict)
     scaler: dict[str, Tensor] = field(default_factory=dict)
@@ -44,23 +44,24 @@ class State:
 
 def capture(engine: Engine, mine: Callable[[int], bool] = lambda index: True) -> State:
     """The engine's state; of the tensors only those of the parameters whose index is `mine` (all take part in gathering)."""
-    state = State(counters=_counters(engine), local=_local_state(engine), scaler=_scaler_state(engine))
     _link(engine)
     kinds = _kinds(engine)
+    weights: dict[str, Tensor] = {}
+    optimizer: dict[str, Tensor] = {}
     if mine(0):
-        state.weights |= {
+        weights |= {
             name: _copy(value.float() if value.is_floating_point() else value)
             for name, value in statistics(engine.model).items()
         }
     for index, (name, parameter) in enumerate(engine.trained().items()):
         weight = full_weight(engine, parameter)
         if mine(index):
-            state.weights[name] = _copy(weight)
+            weights[name] = _copy(weight)
         for kind, dtype in kinds.get(name, {}).items():
             value = _full_state(engine, parameter, kind)
             if mine(index) and value is not None:
-                state.optimizer[name + SEPARATOR + kind] = _copy(value) if engine.zero == 0 else _copy(value).to(dtype)
-    return state
+                optimizer[name + SEPARATOR + kind] = _copy(value) if engine.zero == 0 else _copy(value).to(dtype)
+    return State(weights, optimizer, _counters(engine), _local_state(engine), _scaler_state(engine))
 
 
 def restore(engine: Engine, state: State) -> None:
@@ -68,16 +69,16 @@ def restore(engine: Engine, state: State) -> None:
 
     The engine must have been opened on a model that already holds `state.weights` (see `load_weights`).
     """
-    slots: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.optimizer.items():
+    slots: dict[str, list[str]] = {}
+    for key in state.optimizer:
         name, kind = key.split(SEPARATOR)
-        slots.setdefault(name, {})[kind] = value
+        slots.setdefault(name, []).append(kind)
     _make_optimizer_state(engine, state, slots)
     for name, parameter in engine.trained().items():
         if name in state.weights:
             _set_full(engine, parameter, state.weights[name], None)
-        for kind, value in slots.get(name, {}).items():
-            _set_full(engine, parameter, value, kind)
+        for kind in slots.get(name, ()):
+            _set_full(engine, parameter, state.optimizer[name + SEPARATOR + kind], kind)
     for name, buffer in statistics(engine.model).items():
         if name in state.weights:
             buffer.copy_(state.weights[name])
@@ -218,12 +219,14 @@ def _full_state(engine: Engine, parameter: nn.Parameter, kind: str) -> Tensor | 
     return cast(Tensor, safe_get_full_optimizer_state(parameter, kind))
 
 
-def _make_optimizer_state(engine: Engine, state: State, slots: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _make_optimizer_state(engine: Engine, state: State, slots: Mapping[str, Sequence[str]]) -> None:
     """Optimizers make their state at their first step; make it now, so that there is something to fill."""
     for group, flats in engine.flats():
         for index, flat in enumerate(flats):
             names = group["names"] if engine.zero else [group["names"][index]]
-            kinds = {kind: value.dtype for name in names for kind, value in slots.get(name, {}).items()}
+            kinds = {
+                kind: state.optimizer[name + SEPARATOR + kind].dtype for name in names for kind in slots.get(name, ())
+            }
             flat_name = f"{group['label']}{SEPARATOR}{index}"
             made: dict[str, Any] = {kind: torch.zeros_like(flat, dtype=dtype) for kind, dtype in kinds.items()}
             made |= {kind: value.to(flat.device, copy=True) for kind, value in _below(state.local, flat_name).items()}

@@ -13,11 +13,13 @@ from typing import Any
 from torch import nn
 
 from peftkit.cache import cache_root
+from peftkit.config.read import decisive
 from peftkit.config.run import Run
 from peftkit.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.data.store import Store
 from peftkit.engine.ds_config import Config, Plan, fill, read_config
+from peftkit.engine.identity import Identity
 from peftkit.engine.open import DTYPES, check_config, choose_precision, zero3_guard
 from peftkit.engine.random_state import seed_all
 from peftkit.engine.world import World
@@ -61,6 +63,11 @@ class Job:
     @property
     def metrics(self) -> list[Metric]:
         return metrics_of(self.run)
+
+    @property
+    def identity(self) -> Identity:
+        """What a checkpoint to go on from has to be of."""
+        return Identity(decisive(self.run), self.prepared.digest)
 
     def stage(self, step: int) -> int:
         """The stage of unfreezing that `step` (0 is the first) belongs to."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftkit.engine.ahead import with_ahead
 from peftkit.engine.average import follow
-from peftkit.engine.checkpoint import Progress, Saved, read_trained, resume
+from peftkit.engine.checkpoint import Progress, Saved, resume
 from peftkit.engine.loop import Step, steps
 from peftkit.engine.noise import add_noise
 from peftkit.engine.open import Engine, open_engine
@@ -49,13 +49,13 @@ def open_at(job: Job, step: int, saved: Saved | None) -> Engine:
     """The engine as it stands before `step` (0 is the first): new, or as the checkpoint left it."""
     seed_all(job.run.seed, job.world.process)
     if saved:
-        load_weights(job.model, read_trained(saved.folder))
+        load_weights(job.model, saved.trained)
     # A checkpoint is written after its last step: the next one may belong to another stage, which then starts here.
     stage = job.stage(max(0, step - 1))
     job.unfreeze(stage)
     engine = opened(job)
     if saved:
-        resume(engine, saved, job.world)
+        resume(engine, saved, job.world, job.run.seed)
         if job.stage(step) != stage and step < job.steps:
             engine = open_next_stage(job, engine, job.stage(step))
     return engine

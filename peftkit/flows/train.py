@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 
+from peftkit.atomic import write_whole
 from peftkit.config.read import write
 from peftkit.config.run import Run
 from peftkit.data.batches import steps_per_epoch
-from peftkit.engine.checkpoint import PARTIAL, Progress, newest, prune, save
+from peftkit.engine.checkpoint import PARTIAL, Progress, newest
 from peftkit.engine.open import Engine
+from peftkit.engine.saver import Saver
 from peftkit.engine.stop import Stopper
 from peftkit.engine.watch import Watch
 from peftkit.engine.world import LONGEST_WAIT, World, identity, joined
@@ -32,8 +34,7 @@ from peftkit.flows.out import default_folder
 from peftkit.flows.scores import evaluate_all, evaluates, gives_up, score_test
 from peftkit.flows.stages import all_steps, join_references, open_at
 from peftkit.run_folder import RunFolder
-from peftkit.status import write_whole
-from peftkit.tracking.jsonl import truncate_after
+from peftkit.tracking.jsonl import append_row, truncate_after
 from peftkit.tracking.quiet import chatter_to, speak_at_once
 from peftkit.tracking.teller import Teller
 
@@ -70,7 +71,7 @@ def carry_through(run: Run, attempt: Attempt, stopper: Stopper) -> None:
     folder, world = attempt.folder, attempt.world
     with closing(Teller(world.first)) as teller, chatter_to(folder.log(world.process), run.verbose):
         job = make_job(run.model_copy(update={"out": folder.path}), world)
-        progress = carry_out(Underway(job, folder, teller, attempt, stopper))
+        progress = carry_out(Underway(job, folder, teller, attempt, stopper, saver_of(job, attempt, stopper, teller)))
     if world.first:
         with chatter_to(folder.log(0), run.verbose):
             finish(job, folder, progress, teller)
@@ -86,6 +87,7 @@ class Underway:
     teller: Teller
     attempt: Attempt
     stopper: Stopper
+    saver: Saver
     progress: Progress = field(default_factory=Progress)
 
     def pause(self) -> None:
@@ -99,7 +101,7 @@ def carry_out(now: Underway) -> Progress:
     """All steps, with evaluations and checkpoints between them."""
     job, folder, teller = now.job, now.folder, now.teller
     run, world = job.run, job.world
-    saved = newest(folder, world) if run.resume else None
+    saved = newest(folder, world, job.identity) if run.resume else None
     if saved:
         check_base(saved.folder, job.base)
         now.progress = saved.progress
@@ -115,7 +117,7 @@ def carry_out(now: Underway) -> Progress:
     teller.log_to(folder.metrics)
     watch_for_wishes(now)
     now.attempt.begin(now.progress.step, job.steps, now.progress.step if saved else None)
-    with Watch(world, run.guard.silence, run.guard.timeout, now.attempt.end):
+    with Watch(world, run.guard.silence, run.guard.timeout, now.attempt.end), now.saver:
         engine = all_between(now, engine, fresh=saved is None)
     engine.close()
     return now.progress
@@ -138,10 +140,12 @@ def all_between(now: Underway, engine: Engine, fresh: bool) -> Engine:
             tell_step(job, now.folder, progress, step, now.teller)
             now.attempt.advance(step.step)
             now.stopper.took(step.seconds)
+            now.saver.look()
             if step.asked:
                 stop(now, engine)
             if between(now, engine):
                 break
+    now.saver.join()
     try:
         score_test(job, engine, now.folder, progress, now.teller, now.pause)
     except StoppedError:
@@ -177,15 +181,24 @@ def between(now: Underway, engine: Engine) -> bool:
 
 
 def save_now(now: Underway, engine: Engine) -> None:
-    """A checkpoint of where the run stands; the oldest goes."""
-    start = time.monotonic()
-    base = {"source": now.job.base.source, "fingerprint": now.job.base.fingerprint}
+    """Begin a checkpoint of where the run stands."""
     check_weights(engine, now.folder, now.progress, now.job.world)
-    save(engine, now.folder, now.progress, now.job.world, base)
-    if now.job.world.first:
-        prune(now.folder, now.job.run.checkpoint.keep, now.progress.best_step)
-    now.attempt.saved(now.progress.step)
-    now.stopper.saved(time.monotonic() - start)
+    now.saver.save(engine, now.progress)
+
+
+def saver_of(job: Job, attempt: Attempt, stopper: Stopper, teller: Teller) -> Saver:
+    """Writes this run's checkpoints, and tells what that takes."""
+    base, chosen = {"source": job.base.source, "fingerprint": job.base.fingerprint}, job.run.checkpoint
+
+    def done(step: int, seconds: float) -> None:
+        attempt.saved(step)
+        stopper.saved(seconds)
+
+    return Saver(
+        attempt.folder, job.world, base, job.identity,
+        keep=chosen.keep, asynchronous=chosen.asynchronous,
+        tell=teller.note, log=partial(append_row, attempt.folder.saves), done=done,
+    )  # fmt: skip
 
 
 def stop(now: Underway, engine: Engine | None = None) -> NoReturn:
@@ -194,6 +207,7 @@ def stop(now: Underway, engine: Engine | None = None) -> NoReturn:
     reason = world.share(next(filter(None, world.gather(now.stopper.reason)), ""))
     if engine:
         save_now(now, engine)
+    now.saver.join()
     now.attempt.tell("stopped", reason)
     world.wait()
     raise now.attempt.stopped(reason)

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from peftkit.atomic import write_whole
 from peftkit.run_folder import RunFolder
-from peftkit.status import write_whole
 
 PACKAGES = ("peftkit", "torch", "transformers", "deepspeed", "peft")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from peftkit.atomic import write_whole
 from peftkit.errors import ConfigError, PeftkitError
 from peftkit.run_folder import RunFolder
 from peftkit.slurm.ask import NOT_THERE, TOO_LATE, Said
 from peftkit.slurm.reasons import never_starts
 from peftkit.slurm.states import Job, look, mine
 from peftkit.slurm.verdict import attempts
-from peftkit.status import write_whole
 
 MARK = "peftkit:"
 """What begins the comment of a job of ours."""

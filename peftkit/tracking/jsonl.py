@@ -35,6 +35,15 @@ class JsonLines:
             self._file.truncate(content.rfind(b"\n") + 1)
 
 
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """One row more in a file that is seldom written to."""
+    lines = JsonLines(path)
+    try:
+        lines.write(row)
+    finally:
+        lines.close()
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The file's rows; a line that is no complete object (half-written) is left out."""
     for line in path.read_bytes().splitlines():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.config.read import read, write
+from peftkit.config.read import decisive, read, write
 from peftkit.config.run import Run
 from peftkit.errors import ConfigError
 
@@ -241,14 +241,21 @@ def test_a_folder_is_not_read_unless_it_is_resumed(begun):
 
 
 def test_a_resumed_run_may_not_learn_something_else(begun):
-    told = problems("--resume", "--out", begun, "--strategy.rank", "8", "--seed", "8", "--deepspeed", "zero3")
+    told = problems("--resume", "--out", begun, "--strategy.rank", "8", "--seed", "8")
     assert [text.split(",")[0] for text in told] == [
         "--strategy.rank 8 differs from 4",
-        "--deepspeed zero3 differs from zero2",
         "--seed 8 differs from 7",
     ]
     (told_once,) = problems("--resume", "--out", begun, "--strategy", "full")
     assert told_once.startswith("--strategy full differs from lora")
+
+
+def test_a_resumed_run_may_be_split_otherwise(begun):
+    run = read(["--resume", "--out", begun, "--deepspeed", "zero3", "--batch.micro", "1", "--checkpoint.keep", "5"])
+    assert (run.deepspeed, run.batch.micro, run.checkpoint.keep) == ("zero3", 1, 5)
+    before = read(["--resume", "--out", begun])
+    assert decisive(run) == decisive(before), "and is the same run to its checkpoints"
+    assert decisive(run) != decisive(run.model_copy(update={"seed": 8}))
 
 
 def test_a_run_that_has_not_begun_is_resumed_from_nothing(tmp_path):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.engine import checkpoint
-from peftkit.engine.checkpoint import Progress, save
+from peftkit.engine.checkpoint import Progress
+from peftkit.engine.saver import save
 from peftkit.engine.world import joined
 from peftkit.run_folder import RunFolder
 from tests.engine.odd import Odd, opened, train

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.engine.average import averaged, follow
-from peftkit.engine.checkpoint import Progress, newest, read_result, read_trained, resume, save
+from peftkit.engine.checkpoint import Progress, newest, read_result, read_trained, resume
 from peftkit.engine.open import Engine
 from peftkit.engine.optim import parameter_groups
 from peftkit.engine.pull import pull_back
+from peftkit.engine.saver import save
 from peftkit.engine.state import State, capture, load_weights, restore
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError

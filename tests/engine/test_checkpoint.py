@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peftkit.engine import checkpoint
-from peftkit.engine.checkpoint import Progress, Saved, newest, prune, read_trained, resume, save, verify
+from peftkit.engine.checkpoint import Progress, Saved, newest, prune, read_trained, resume, verify
 from peftkit.engine.open import Engine
+from peftkit.engine.saver import save
 from peftkit.engine.state import capture, load_weights
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError
@@ -220,7 +221,7 @@ def test_a_manifest_that_is_not_whole_or_not_ours_is_refused(together: Together,
     files = {name: digest for name, digest in manifest["files"].items() if not name.startswith("optimizer-00002")}
     forged = {**manifest["files"], "progress.json": "0" * 64}
     for change, told in (
-        ({"format": 99}, "format 99, and this peftkit reads 1"),
+        ({"format": 99}, "format 99, and this peftkit reads 2"),
         ({"files": files}, "manifest.json does not list optimizer-00002-of-00002.safetensors"),
         ({"files": forged}, "progress.json is damaged"),
         ({"files": []}, "manifest.json"),

@@ -16,9 +16,10 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from peftkit.engine.checkpoint import Progress, newest, read_trained, resume, save
+from peftkit.engine.checkpoint import Progress, newest, read_trained, resume
 from peftkit.engine.loop import Step, steps
 from peftkit.engine.open import Engine
+from peftkit.engine.saver import save
 from peftkit.engine.state import State, capture, load_weights
 from peftkit.engine.world import World
 from peftkit.errors import PeftkitError

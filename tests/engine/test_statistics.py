@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification
 
-from peftkit.engine.checkpoint import Progress, newest, read_result, read_trained, resume, save
+from peftkit.engine.checkpoint import Progress, newest, read_result, read_trained, resume
+from peftkit.engine.saver import save
 from peftkit.engine.state import capture, load_weights
 from peftkit.engine.statistics import hold_frozen, share_statistics, statistics
 from peftkit.engine.world import World
