@@ -24,6 +24,8 @@ from tests.tiny import save_tiny, tokenizer
 
 Words = list[str]
 ROWS = 12
+STARTS = {"logs", "errors", "status.json"}
+"""What every start of a run writes."""
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +132,8 @@ def test_it_is_refused_before_anything_is_written(case: str, data: Path, tmp_pat
     said = refused(words, 2)
     for part in told:
         assert part.format(data=data) in said
-    left = {path.name for path in tmp_path.rglob("*")}
-    assert left <= {"run", "logs", "process-0.log"}, "no config.yaml, checkpoint, metrics or export"
+    left = {path.name for path in (tmp_path / "run").glob("*")}
+    assert left <= {"logs", "status.json", "errors"}, "no config.yaml, checkpoint, metrics or export"
     again = train(data, tmp_path / "run")
     assert main([*again, "--dry-run"]) == 0, "and the folder can be used once the input is mended"
 
@@ -157,8 +159,8 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """A run's files but its logs."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "logs" not in path.parts)
+    """A run's files but what its last start says of itself."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not {*path.parts} & STARTS)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
