@@ -13,6 +13,7 @@ from typing import Literal
 
 from filelock import FileLock
 
+from peftkit.atomic import write_whole
 from peftkit.cache import cache_root
 from peftkit.config.read import differences, load, write
 from peftkit.config.run import Run
@@ -24,7 +25,7 @@ from peftkit.slurm.script import Place, sbatch_script
 from peftkit.slurm.states import merged
 from peftkit.slurm.submit import Record, cancel, find, new_token, read_record, refusal
 from peftkit.slurm.submit import submit as send
-from peftkit.status import read_status, write_whole
+from peftkit.status import read_status
 
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".conll", ".gz", ".zst", ".gguf")
 
