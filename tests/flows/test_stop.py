@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from peftkit.run_folder import RunFolder
 from peftkit.status import read_status
 from tests.flows.interrupted import STEPS, Runs, wait_for
+from tests.forked import free_port
+from tests.launch import BIN, ROOT, environment
 
 pytestmark = pytest.mark.launch
 
@@ -105,3 +110,31 @@ def test_before_the_first_step_there_is_nothing_to_save(runs: Runs) -> None:
     (alone,) = runs.start("early", processes=1, **hook, TEST_DO=f"{int(signal.SIGINT)}")
     assert alone.wait() == 130 and "interrupted" in alone.said()
     assert not (runs.out("early") / "checkpoints").exists()
+
+
+def test_a_launcher_that_has_gone_is_a_wish_to_stop(runs: Runs, tmp_path: Path) -> None:
+    """DeepSpeed's, told to end, leaves its processes behind: they save and end by themselves."""
+    words = ["--model", f"{runs.folder}/llama", "--data", f"{runs.folder}/chat.jsonl", "--out", f"{tmp_path}/run"]
+    words += [
+        "--strategy",
+        "full",
+        "--batch.total",
+        "8",
+        "--steps",
+        "5000",
+        "--eval.every",
+        "5000",
+        "--checkpoint.every",
+        "5000",
+    ]
+    launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", f"{free_port()}"]
+    with subprocess.Popen(
+        [*launcher, str(ROOT / "launch/train.py"), *words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment(), start_new_session=True,
+    ) as process:  # fmt: skip
+        wait_for(tmp_path / "run/metrics.jsonl", '"step": 3,')
+        process.terminate()
+    wait_for(tmp_path / "run/status.json", '"stopped"')
+    status = read_status(tmp_path / "run/status.json")
+    assert status and "which started this process, has gone" in status.reason
+    assert RunFolder(tmp_path / "run").checkpoint_steps() == [status.step]
