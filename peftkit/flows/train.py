@@ -30,6 +30,7 @@ from peftkit.flows.attempt import Attempt, start_attempt
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
 from peftkit.flows.guard import check_weights, tell_step
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
+from peftkit.flows.memory import Meter, told_when_full
 from peftkit.flows.out import default_folder
 from peftkit.flows.scores import evaluate_all, evaluates, gives_up, score_test
 from peftkit.flows.stages import all_steps, join_references, open_at
@@ -69,9 +70,16 @@ def train(run: Run) -> Path:
 def carry_through(run: Run, attempt: Attempt, stopper: Stopper) -> None:
     """From the data to the export."""
     folder, world = attempt.folder, attempt.world
-    with closing(Teller(world.first)) as teller, chatter_to(folder.log(world.process), run.verbose):
+    meter = Meter()
+    with (
+        closing(Teller(world.first)) as teller,
+        chatter_to(folder.log(world.process), run.verbose),
+        told_when_full(run, world, meter, lambda: attempt.status.step),
+    ):
         job = make_job(run.model_copy(update={"out": folder.path}), world)
-        progress = carry_out(Underway(job, folder, teller, attempt, stopper, saver_of(job, attempt, stopper, teller)))
+        progress = carry_out(
+            Underway(job, folder, teller, attempt, stopper, saver_of(job, attempt, stopper, teller), meter)
+        )
     if world.first:
         with chatter_to(folder.log(0), run.verbose):
             finish(job, folder, progress, teller)
@@ -88,6 +96,7 @@ class Underway:
     attempt: Attempt
     stopper: Stopper
     saver: Saver
+    meter: Meter = field(default_factory=Meter)
     progress: Progress = field(default_factory=Progress)
 
     def pause(self) -> None:
@@ -112,7 +121,9 @@ def carry_out(now: Underway) -> Progress:
         for damage in saved.passed_over:
             teller.warn(damage)
         teller.note(f"going on from {saved.folder}")
+    now.meter.job = job
     engine = open_at(job, now.progress.step, saved)
+    now.meter.begin(job, engine)
     begin_folder(job, folder, now.progress, world)  # what cannot be resumed was left as it is
     teller.log_to(folder.metrics)
     watch_for_wishes(now)
@@ -136,7 +147,7 @@ def all_between(now: Underway, engine: Engine, fresh: bool) -> Engine:
         last = progress.scored != progress.step and evaluates(job, progress.step) and between(now, engine)
     if not last:
         for current, step in all_steps(job, engine, progress, now.stopper.wish):
-            engine = current  # a stage of unfreezing opens another one
+            engine = now.meter.engine = current  # a stage of unfreezing opens another one
             tell_step(job, now.folder, progress, step, now.teller)
             now.attempt.advance(step.step)
             now.stopper.took(step.seconds)
