@@ -197,17 +197,18 @@ def is_unsafe(call: ast.Call) -> bool:
 
 
 def test_pickles_beside_what_is_read_are_read_by_nothing(place: Path, run: Path, canary: Path) -> None:
-    evil = pickle.dumps(Evil(canary))
-    base = Path(shutil.copytree(place / "base", run.parent / "base"))
-    change(run / "config.yaml", model={**yaml.safe_load((run / "config.yaml").read_text())["model"], "path": str(base)})
-    change(run / "export/adapter" / MANUAL, reading=reading(run / "export/adapter", base=str(base)))
-    for folder in (base, *(path for path in run.rglob("*") if path.is_dir()), run, run / "global_step1"):
-        folder.mkdir(exist_ok=True)
-        for name in PICKLES:
-            (folder / name).write_bytes(evil)
+    evil, base = pickle.dumps(Evil(canary)), place / "base"
+    (run / "global_step1").mkdir()
     (run / "latest").write_text("global_step1")
-    for name, words in commands(run, place).items():
-        assert main(words) == 0, name
+    planted = [folder / name for folder in (base, run, *filter(Path.is_dir, run.rglob("*"))) for name in PICKLES]
+    for file in planted:
+        file.write_bytes(evil)
+    try:
+        for name, words in commands(run, place).items():
+            assert main(words) == 0, name
+    finally:
+        for name in PICKLES:
+            (base / name).unlink()
 
 
 def reading(folder: Path, **values: Any) -> dict[str, Any]:
