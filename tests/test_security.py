@@ -22,7 +22,12 @@ from pyarrow import feather
 from transformers import dynamic_module_utils
 
 from peftkit.cli.main import main
+from peftkit.config.read import read
+from peftkit.config.read import write as dump
+from peftkit.config.trust import remember
+from peftkit.errors import ConfigError
 from peftkit.exporters.manual import MANUAL
+from peftkit.flows.export import read_run
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -131,8 +136,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def change(file: Path, **values: Any) -> None:
     """Replace values of a JSON or YAML file."""
-    read, dump = (json.loads, json.dumps) if file.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
-    file.write_text(dump({**read(file.read_text()), **values}))
+    load, write_out = (json.loads, json.dumps) if file.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    file.write_text(write_out({**load(file.read_text()), **values}))
 
 
 def plant_code(folder: Path, canary: Path, *classes: str) -> None:
@@ -370,7 +375,36 @@ def test_a_run_of_unknown_origin_cannot_allow_code(
     settings = yaml.safe_load((run / "config.yaml").read_text())
     change(run / "config.yaml", model={**settings["model"], "path": str(base), "trust_remote_code": True})
     said = refused(commands(run, place)[command], 2)
-    assert "Python code" in said and "--model.trust_remote_code" in said
+    assert "code" in said and "--model.trust_remote_code" in said
+
+
+SHELL = {
+    "setup": ["touch CANARY"],
+    "python": "CANARY",
+    "container": "docker://evil",
+    "environment": {"LD_PRELOAD": "CANARY"},
+    "sbatch": ["--bcast=CANARY"],
+    "modules": ["evil"],
+    "conda": "CANARY",
+    "venv": "CANARY",
+}
+"""Settings of SLURM's that say what a node runs."""
+
+
+@pytest.mark.parametrize("where", ["config.yaml", "slurm/run.yaml"])
+@pytest.mark.parametrize("name", SHELL)
+def test_nor_is_a_job_submitted_that_runs_what_its_folder_names(
+    name: str, where: str, run: Path, canary: Path, refused: Callable[..., str]
+) -> None:
+    value = json.loads(json.dumps(SHELL[name]).replace("CANARY", str(canary)))
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "slurm").mkdir()
+    (run / "config.yaml").rename(run / where)
+    change(run / where, slurm={**settings["slurm"], name: value})
+    for more in ([], ["--dry-run"]):
+        said = refused(["submit", "--out", f"{run}", *more], 2)
+        assert f"{run / where} asks to run code (--slurm.{name}" in said
+    assert main(["submit", "--out", f"{run}", "--config", f"{run / where}", "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
@@ -397,9 +431,23 @@ def test_a_resumed_run_of_unknown_origin_runs_no_metric_of_its_own(
     metrics = [{"name": "evaluate", "path": str(script)}]
     change(run / "config.yaml", eval={**settings["eval"], "metrics": metrics})
     said = refused(commands(run, place)["resume"], 2)
-    assert "runs Python code as a metric (metric); if you trust it" in said
+    assert "asks to run code (--eval.metrics" in said and "--config" in said
     for command in ("eval", "export", "compare"):
         assert main(commands(run, place)[command]) == 0
+
+
+def test_what_a_user_has_asked_for_need_not_be_asked_for_again(place: Path, run: Path) -> None:
+    settings = read(["--config", f"{run}/config.yaml", "--model.trust_remote_code", "--slurm.setup", "true"])
+    (run / "config.yaml").write_text(dump(settings))
+    again = ["--out", f"{run}", "--resume"]
+    with pytest.raises(ConfigError, match="asks to run code"):
+        read(again)
+    remember(settings)
+    assert read(again).model.trust_remote_code
+    assert read_run(run / "config.yaml").model.trust_remote_code
+    moved = settings.model_copy(update={"model": settings.model.model_copy(update={"path": "somebody/else"})})
+    (run / "config.yaml").write_text(dump(moved))
+    assert not read_run(run / "config.yaml").model.trust_remote_code
 
 
 EDITED: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftkit.config.read import chosen, read
+from peftkit.config.read import chosen, read, unsaid
 from peftkit.config.run import Run
 from peftkit.config.settle import Settled, flag_layer
 from peftkit.config.slurm import Slurm
@@ -49,7 +49,12 @@ def read_settings(words: Sequence[str]) -> Run:
     folder = RunFolder(Path(str(out)))
     if out and folder.config.is_file():
         return read([*asked, "--resume"])
-    return read(["--config", str(folder.submitted), *asked] if out and folder.submitted.is_file() else asked)
+    if not out or not folder.submitted.is_file():
+        return read(asked)
+    settings = read(["--config", str(folder.submitted), *asked])
+    if problems := unsaid(settings, asked, folder.submitted):
+        raise ConfigError(problems)
+    return settings
 
 
 def site_file() -> Path | None:

@@ -15,6 +15,7 @@ from peftkit.config.kinds import alternatives, describe
 from peftkit.config.run import Run
 from peftkit.config.section import Section
 from peftkit.config.settle import Layer, Setting, Settled, flag_layer, layer
+from peftkit.config.trust import unasked
 from peftkit.config.words import split
 from peftkit.errors import ConfigError
 from peftkit.redact import redact
@@ -98,7 +99,7 @@ def _read(words: Sequence[str], base: dict[str, Any] | None) -> tuple[Run | None
     problems += wrong
     if run:
         clashes = [*run.problems(), *(_changed(run, begun[0]) if begun and not problems else ())]
-        problems += _unasked(run, own, begun[0]) if begun else ()
+        problems += _unsaid(run, own, begun[0]) if begun else ()
         problems += [clash for clash in clashes if not _hangs_on(clash, settled.unclear)]
     return run, list(dict.fromkeys(problems))
 
@@ -162,14 +163,19 @@ def _begun(tree: dict[str, Any]) -> tuple[Path, dict[str, Any], list[str]] | Non
     return (file, *yaml.load(file)) if file.is_file() else None
 
 
-def _unasked(run: Run, own: dict[str, Any], file: Path) -> Iterator[str]:
-    """Code that only the folder asks for: it may be anybody's, so it cannot allow that by itself."""
-    if run.model.trust_remote_code and "trust_remote_code" not in own.get("model", {}):
-        yield f"{file} runs Python code that comes with the model; if you trust it, say so: --model.trust_remote_code"
-    scripts = [metric.called for metric in run.eval.metrics or () if metric.name == "evaluate"]
-    if scripts and "metrics" not in own.get("eval", {}):
-        named = ", ".join(scripts)
-        yield f"{file} runs Python code as a metric ({named}); if you trust it, name the metrics again: --eval.metrics"
+def unsaid(run: Run, words: Sequence[str], file: Path) -> list[str]:
+    """What is wrong with taking code from `file`, which is a folder's own, where the words that were typed do not ask for it."""
+    return list(_unsaid(run, Settled(Run, _layers(words, None)[0]).tree, file))
+
+
+def _unsaid(run: Run, own: dict[str, Any], file: Path) -> Iterator[str]:
+    for name, value in unasked(run).items():
+        section, _, field = name.partition(".")
+        if field not in own.get(section, {}):
+            yield (
+                f"{file} asks to run code (--{name} {value}), which you have not asked for yourself; if you trust what it"
+                f" runs, give --{name} as well, or name the whole file: --config {file}"
+            )
 
 
 def _is_true(value: Any) -> bool:

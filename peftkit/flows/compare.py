@@ -50,7 +50,9 @@ def compare(
             raise ConfigError(f"--task {run.task.name} writes no text to compare")
         base = load(run.model, run.task, Full(), torch.float32, run.seed, run.data.cache).model
         before = [answer(base, prepared.task, row, batch, processor) for row, batch in chosen]
-        tuned = run.task.model_class().from_pretrained(merged, dtype=torch.float32, trust_remote_code=trust)
+        tuned = run.task.model_class().from_pretrained(
+            merged, dtype=torch.float32, trust_remote_code=run.model.trust_remote_code
+        )
         after = [answer(tuned, prepared.task, row, batch, processor) for row, batch in chosen]
         told = [
             (prompt_of(prepared.task, batch, processor), str(old["reference"]), old["generated"], new["generated"])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from peftkit.config.read import load as load_run
 from peftkit.config.run import Run
+from peftkit.config.trust import unasked
 from peftkit.data.batches import evaluation_batches
 from peftkit.engine.checkpoint import read_progress, read_result
 from peftkit.engine.ds_config import read_config
@@ -215,11 +216,12 @@ def put_in_place(partial: Path, folder: Path) -> None:
 
 
 def read_run(file: Path, trust: bool = False) -> Run:
-    """The settings with which the run began; of code that comes with its base, what the user says now holds."""
+    """The settings with which the run began. Code that comes with its base is allowed by the user, now or when he trained it."""
     if not file.is_file():
         raise ConfigError(f"{file.parent} is no run's folder: it has no {file.name}")
     run = load_run(file)
-    return run.model_copy(update={"model": run.model.model_copy(update={"trust_remote_code": trust})})
+    asked = trust or (run.model.trust_remote_code and "model.trust_remote_code" not in unasked(run))
+    return run.model_copy(update={"model": run.model.model_copy(update={"trust_remote_code": asked})})
 
 
 def read_exporter(to: str | Exporter) -> Exporter:

@@ -17,6 +17,7 @@ from peftkit.atomic import write_whole
 from peftkit.cache import cache_root
 from peftkit.config.read import differences, load, write
 from peftkit.config.run import Run
+from peftkit.config.trust import remember
 from peftkit.engine.ds_config import Plan, fill, read_config
 from peftkit.errors import ConfigError
 from peftkit.flows.out import default_folder, named_folder
@@ -60,6 +61,7 @@ def submit(run: Run) -> Submitted:
 def _submit(run: Run, folder: RunFolder) -> Submitted:
     record = Record(new_token(), submitted=time.time(), script=folder.script.name)
     write_whole(folder.submitted, write(run))
+    remember(run)
     write_whole(folder.script, script_of(run, folder, record.token))
     folder.stop.unlink(missing_ok=True)  # of an earlier time
     record = send(folder, record)

@@ -18,6 +18,7 @@ import psutil
 from peftkit.atomic import write_whole
 from peftkit.config.read import write
 from peftkit.config.run import Run
+from peftkit.config.trust import remember
 from peftkit.data.batches import steps_per_epoch
 from peftkit.engine.checkpoint import PARTIAL, Progress, newest
 from peftkit.engine.open import Engine
@@ -278,6 +279,7 @@ def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) 
     if world.first:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_whole(folder.config, write(job.run.model_copy(update={"resume": False})))
+        remember(job.run)
         shutil.copyfile(job.prepared.splits, folder.splits)
         truncate_after(folder.metrics, progress.step or -1, progress.scored)
         for leftover in folder.checkpoints.glob(f"*{PARTIAL}"):

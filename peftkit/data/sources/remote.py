@@ -82,8 +82,13 @@ def _package(url: str, problem: ImportError) -> str:
 def _copy(system: Any, path: str, url: str, root: Path) -> Path:
     name = PurePosixPath(path.split("?")[0]).name or "data"
     home = root / "downloads" / hashlib.sha256(redact(url).encode()).hexdigest()[:32]
-    if HIDDEN in url and (kept := _kept(home, name)):
-        return kept  # a run's own settings, in which no secret is written
+    if HIDDEN in url:  # a run's own settings, in which no secret is written
+        if kept := _kept(home, name):
+            return kept
+        raise DataError(
+            f"{shown(url)} needs the secret that was left out of the run's settings, and no copy of it is in the cache;"
+            " give the whole address again (--data.train ...)"
+        )
     try:
         info = system.info(path)
     except Exception as problem:
