@@ -22,6 +22,7 @@ from peftkit.engine.ds_config import Plan, fill, read_config
 from peftkit.errors import ConfigError
 from peftkit.flows.out import default_folder, named_folder
 from peftkit.run_folder import RunFolder
+from peftkit.slurm.ledger import Entry, enter
 from peftkit.slurm.script import Place, sbatch_script
 from peftkit.slurm.states import merged
 from peftkit.slurm.submit import Record, cancel, find, new_token, read_record, refusal
@@ -68,6 +69,7 @@ def _submit(run: Run, folder: RunFolder) -> Submitted:
     if why := refusal(record.job):
         cancel(record.job)
         raise ConfigError(f"SLURM took job {record.job}, but {why}; the job is cancelled")
+    enter(Entry(record.job, str(folder.path)))
     return Submitted(folder.path, record.job, "new")
 
 

@@ -43,6 +43,8 @@ class Evidence:
     job: Job | None = None
     log: str = ""
     """The end of the job's log."""
+    said: tuple[str, str] | None = None
+    """The kind and the sentence with which the job's own script ended the attempt: it knows what it tried on the nodes."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Verdict:
 def blame(evidence: Evidence) -> Verdict:
     """The first cause. Whoever knows it best is asked first."""
     judges: Iterable[Callable[[Evidence], Verdict | None]] = (
-        _error_file, _kernel, _scheduler, _own_status, _silent_peer, _last_words, _exit_code,
+        _error_file, _script, _kernel, _scheduler, _own_status, _silent_peer, _last_words, _exit_code,
     )  # fmt: skip
     return next(
         (told for judge in judges if (told := judge(evidence))), Verdict("unknown", NOTHING, REMEDIES["unknown"])
@@ -77,6 +79,14 @@ def _error_file(evidence: Evidence) -> Verdict | None:
     where = f" at step {cause.step}" if cause.step else ""
     who = f"process {cause.process} of {cause.processes} on {cause.host}, {_clock(cause.time)}{where}"
     return Verdict(cause.kind, f"{_short(cause)} ({who})", REMEDIES[cause.kind], cause)
+
+
+def _script(evidence: Evidence) -> Verdict | None:
+    """The job's script has tried the nodes before and after, and has seen what SLURM forgets."""
+    if evidence.said is None or evidence.said[0] in (*CONSEQUENCES, "unknown"):
+        return None
+    kind: Kind = next((known for known in REMEDIES if known == evidence.said[0]), "code")
+    return Verdict(kind, evidence.said[1], REMEDIES[kind])
 
 
 def _kernel(evidence: Evidence) -> Verdict | None:

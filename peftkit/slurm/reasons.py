@@ -36,7 +36,7 @@ class Why:
 def why(job: Job, now: float | None = None) -> Why:
     """Why the job waits. A reason that is not known here is told as SLURM tells it."""
     word, _, detail = job.reason.partition(",")
-    word = word.replace(" ", "").strip("()")
+    word = word.replace(" ", "").replace("_", "").strip("()")
     if word == "BeginTime":
         return _begins(job, time.time() if now is None else now)
     if word.startswith("Dependency"):
@@ -113,6 +113,8 @@ KNOWN: Mapping[str, Why] = {
         Why("launchfailedrequeuedheld", "it failed to start on a node and is held", "scontrol release {job}", "by someone"),
         Why("PartitionNodeLimit", "it asks for more nodes than the partition has or allows",
             "fewer --nodes, or another --partition", "never"),
+        Why("PartitionConfig", "it asks for more nodes, more time, or more of a node than the partition allows",
+            "fewer --nodes, a shorter --time, less on a node, or another --partition", "never"),
         Why("PartitionTimeLimit", "it asks for more time than the partition allows",
             "a shorter --time (a run goes on from its checkpoint when the time is over), or another --partition", "never"),
         Why("BadConstraints", "no node has what it asks for",

@@ -104,8 +104,9 @@ def look(jobs: Sequence[str], ask: Ask = ask) -> Answer:
     said = ask(*squeue_words(), f"--jobs={','.join(jobs)}")
     heard = not said.is_away
     found = {job.id: job for job in read_squeue(said.out)}
-    if heard:
-        for job in _missing(jobs, found):
+    # Both ask the controller; the other one helps where squeue is wrapped by the site, or prints another form.
+    if heard and not found and "invalid job id" not in said.err.lower() and (said.code or said.out.strip()):
+        for job in jobs:
             found |= {one.id: one for one in read_scontrol(ask("scontrol", "--oneliner", "show", "job", job).out)}
     if left := _missing(jobs, found):
         found |= {job.id: job for job in _from_accounting(left, heard, ask)}
@@ -209,35 +210,43 @@ class JobState:
     state: State
     job: Job | None = None
     status: Status | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in (*FINAL, "cancelled")
+    is_over: bool = False
+    """Whether nothing more will come of it: a run that has saved and stopped may be about to be put back into the queue."""
 
 
-def merged(job: Job | None, status: Status | None, now: float | None = None) -> JobState:
+def merged(
+    job: Job | None, status: Status | None, heard: bool = True, first: int = 0, now: float | None = None
+) -> JobState:
     """One state of what SLURM and the run say. A run that says it is done is done, whatever its exit code was.
 
     Without a job (none was submitted, or nobody remembers it) the run's own word holds; one that has not spoken for GRACE
-    seconds in the middle of its work is unknown.
+    seconds in the middle of its work is unknown. `heard` is False if SLURM could not be asked; `first` is the run's
+    attempt with which this job began.
     """
     now = time.time() if now is None else now
     phase = job.phase if job else "unknown"
     if job and phase == "waiting":
-        state: State = "waiting"
-    elif job and phase == "running":
-        state = status.state if status and _is_of(status, job) else "starting"
-    elif job and phase == "ended":
-        state = _at_the_end(job, status)
-    elif status and (status.state in FINAL or now - status.updated <= GRACE):
-        state = status.state
-    else:
-        state = "unknown"
-    return JobState(state, job, status)
+        return JobState("waiting", job, status)
+    if job and phase == "running":
+        return JobState(status.state if status and _is_of(status, job, first) else "starting", job, status)
+    if job and phase == "ended":
+        return JobState(_at_the_end(job, status, first), job, status, is_over=True)
+    speaks = status and (status.state in FINAL or now - status.updated <= GRACE)
+    state: State = status.state if status and speaks else "unknown"
+    return JobState(state, job, status, is_over=state == "done" or (heard and state in FINAL))
 
 
-def _at_the_end(job: Job, status: Status | None) -> State:
-    if status and (status.state == "done" or (status.state in FINAL and _is_of(status, job))):
+def by_exit(job: Job | None) -> JobState:
+    """The state of a job that keeps no status: a command such as an export, whose exit code is its word."""
+    phase = job.phase if job else "unknown"
+    ended: Mapping[str, State] = {"COMPLETED": "done", "CANCELLED": "cancelled"}
+    states: Mapping[Phase, State] = {"waiting": "waiting", "running": "running", "unknown": "unknown"}
+    state = states.get(phase) or ended.get(job.state if job else "", "failed")
+    return JobState(state, job, is_over=phase == "ended")
+
+
+def _at_the_end(job: Job, status: Status | None, first: int) -> State:
+    if status and (status.state == "done" or (status.state in FINAL and _is_of(status, job, first))):
         return status.state
     # What was saved by an attempt before stays saved when the job is cancelled while it waits for its turn.
     if job.state == "CANCELLED":
@@ -245,9 +254,9 @@ def _at_the_end(job: Job, status: Status | None) -> State:
     return "failed"
 
 
-def _is_of(status: Status, job: Job) -> bool:
+def _is_of(status: Status, job: Job, first: int) -> bool:
     """Whether it is the job's present attempt that says so; what an earlier one left says nothing of this one."""
-    return (not status.job or not job.raw or status.job == job.raw) and status.attempt >= job.restarts
+    return (not status.job or not job.raw or status.job == job.raw) and status.attempt >= first + job.restarts
 
 
 def seconds(text: str) -> int | None:

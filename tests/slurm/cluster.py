@@ -140,7 +140,7 @@ class Cluster:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=timeout,
-            env=environment(**self.environment, **more),
+            env=environment(**{**self.environment, **more}),
             check=False,
         )
 

@@ -94,6 +94,11 @@ def test_what_does_not_end_alone_has_a_way_out(known):
     assert known.way_out or known.ends == "alone"
 
 
+@pytest.mark.parametrize("word", ["launch failed requeued held", "launch_failed_requeued_held"])
+def test_a_phrase_is_read_as_squeue_and_as_scontrol_write_it(word):
+    assert "scontrol release 7" in why(Job("7", "PENDING", word)).way_out
+
+
 def test_parents():
     told = "afterok:12(failed),afterok:13_*(unfulfilled)?afterany:14_2+5(failed)"
     assert parents(told) == ["12", "13", "14_2"]

@@ -11,6 +11,7 @@ from peftkit.slurm.states import (
     GRACE,
     PHASES,
     Job,
+    by_exit,
     look,
     merged,
     mine,
@@ -191,7 +192,46 @@ RUNNING, ENDED = Job("12", "RUNNING", raw="12"), Job("12", "FAILED", raw="12", e
     ],
 )
 def test_one_state_of_the_job_and_the_runs_own_word(job, own, state):
-    assert merged(job, own, NOW).state == state
+    assert merged(job, own, now=NOW).state == state
+
+
+def test_attempts_of_the_jobs_before_are_not_this_ones():
+    second = replace(RUNNING, restarts=1)
+    assert merged(second, status("stopped", attempt=3), first=3).state == "starting"
+    assert merged(second, status("running", attempt=4), first=3).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("job", "own", "heard", "over"),
+    [
+        (RUNNING, status("stopped"), True, False),  # its script may be about to requeue it
+        (Job("12", "PENDING", raw="12", restarts=1), status("stopped"), True, False),
+        (ENDED, status("stopped"), True, True),
+        (Job("12", "CANCELLED", raw="12"), None, True, True),
+        (None, status("stopped"), False, False),
+        (None, status("failed"), True, True),
+        (None, status("done"), False, True),
+        (None, status("running"), True, False),
+        (None, None, True, False),
+    ],
+)
+def test_when_nothing_more_will_come_of_it(job, own, heard, over):
+    assert merged(job, own, heard, now=NOW).is_over is over
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("COMPLETED", "done"),
+        ("FAILED", "failed"),
+        ("CANCELLED", "cancelled"),
+        ("RUNNING", "running"),
+        ("PENDING", "waiting"),
+    ],
+)
+def test_a_command_without_a_status_is_known_by_its_exit(word, state):
+    assert by_exit(Job("12", word)).state == state
+    assert by_exit(None).state == "unknown"
 
 
 def test_no_state_is_in_two_phases():
