@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,21 @@ class Process:
                 raise TimeoutError(f"process {self.pid} goes on after {timeout} s:\n{self.said()[-4000:]}")
         return self.server.ended[self.pid]
 
+    def ended(self, seconds: float) -> bool:
+        """Whether it has, waiting at most so long for it."""
+        until = time.monotonic() + seconds
+        while self.pid not in self.server.ended and self.server.read(until - time.monotonic()):
+            pass
+        return self.pid in self.server.ended
+
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal, if it has not ended."""
         if self.pid not in self.server.ended:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 class Server:
@@ -76,7 +85,8 @@ class Server:
     def __exit__(self, *problem: object) -> None:
         for pid in self._running:
             if pid not in self.ended:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(timeout=60)

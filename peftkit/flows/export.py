@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from peftkit.atomic import put_in_place, recover
 from peftkit.config.read import load as load_run
 from peftkit.config.run import Run
 from peftkit.config.trust import unasked
@@ -115,6 +116,7 @@ def export_trained(
     asked = question(model, run.task, batches)
     expected = answer(model, asked)
     device = next(model.parameters()).device.type
+    recover(folder)
     partial = emptied(folder.with_name(f"{folder.name}.partial"))
     try:
         exporter.write(model, run.strategy, partial, reading)
@@ -203,16 +205,6 @@ def emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
-
-
-def put_in_place(partial: Path, folder: Path) -> None:
-    """Rename; an earlier export of that name goes only once the new one is complete."""
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_run(file: Path, trust: bool = False) -> Run:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import psutil
 
-from peftkit.atomic import write_whole
+from peftkit.atomic import PART, remove, write_whole
 from peftkit.config.read import write
 from peftkit.config.run import Run
 from peftkit.config.trust import remember
@@ -280,13 +280,15 @@ def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) 
         folder.path.mkdir(parents=True, exist_ok=True)
         write_whole(folder.config, write(job.run.model_copy(update={"resume": False})))
         remember(job.run)
-        shutil.copyfile(job.prepared.splits, folder.splits)
+        write_whole(folder.splits, job.prepared.splits.read_text(encoding="utf-8"))
         truncate_after(folder.metrics, progress.step or -1, progress.scored)
+        for half_written in folder.path.glob(f"*{PART}"):
+            half_written.unlink()
         for leftover in folder.checkpoints.glob(f"*{PARTIAL}"):
             shutil.rmtree(leftover)
         for step in folder.checkpoint_steps():
             if step > progress.step:
-                shutil.rmtree(folder.checkpoint(step))
+                remove(folder.checkpoint(step), PARTIAL)
     world.wait()
 
 
