@@ -9,8 +9,12 @@ import ast
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from zipfile import ZipFile
 
@@ -28,6 +32,7 @@ from peftkit.config.trust import remember
 from peftkit.errors import ConfigError
 from peftkit.exporters.manual import MANUAL
 from peftkit.flows.export import read_run
+from tests.launch import run as launched
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -641,3 +646,115 @@ def test_a_table_of_files_names_those_of_its_folder(
     model = save_tiny(tmp_path / "vit", "vit")
     words = ["data", "show", "--model", str(model), "--data", f"{tmp_path}/images", "--task", "image_classification"]
     assert "'file_name' leads out of the folder" in refused(words, 2)
+
+
+# --- secrets and rows
+
+
+SECRETS = {
+    "HF_TOKEN": "hf-own-0123456789",
+    "WANDB_API_KEY": "wandb-key-0123",
+    "AWS_SECRET_ACCESS_KEY": "aws/secret+0123",
+}
+TELLING = """
+import logging
+import os
+import sys
+import warnings
+from transformers import PreTrainedTokenizerFast
+
+said = " ".join(os.environ[name] for name in {names!r})
+print("printed", said)
+print("printed to stderr", said, file=sys.stderr)
+warnings.warn("warned " + said)
+logging.getLogger("transformers").error("logged " + said)
+os.write(2, ("from C " + said).encode())
+os.system("echo from a child " + said)
+raise ValueError("raised " + said)
+"""
+
+
+def told_in(folder: Path, words: list[str]) -> list[str]:
+    """Files below the folder in which one of the words stands."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [f"{path}: {word}" for path in files for word in words if word.encode() in path.read_bytes()]
+
+
+def test_secrets_reach_no_file_and_no_message(place: Path, tmp_path: Path) -> None:
+    script = tmp_path / "telling.py"
+    script.write_text(TELLING.format(names=tuple(SECRETS)))
+    out = tmp_path / "out"
+    words = train(place, "--out", f"{out}", "--eval.metrics", str(script))
+    done = launched([sys.executable, ROOT / "launch/train.py", *words[1:]], **SECRETS)
+    assert done.returncode == 2
+    assert "transformers: logged (hidden)" in done.stdout
+    assert "raised (hidden)" in done.stdout
+    logs = "".join(path.read_text(errors="replace") for path in (out / "logs").iterdir())
+    for how in ("printed", "printed to stderr", "warned", "logged", "from C", "from a child", "raised"):
+        assert how in logs, how
+    assert not [secret for secret in SECRETS.values() if secret in done.stdout]
+    assert not told_in(out, list(SECRETS.values()))
+    assert list((out / "errors").rglob("process-0.json"))
+
+
+@pytest.fixture
+def served(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An address with secrets in it, under which the rows are."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(place))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"http://me:pass-of-mine@127.0.0.1:{server.server_port}/chat.jsonl?token=token-of-mine"
+        server.shutdown()
+        thread.join()
+
+
+def test_nor_do_those_of_an_address_and_its_run_can_be_used_without_them(
+    place: Path, tmp_path: Path, served: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(train(place, "--data", served, "--out", f"{out}")) == 0
+    assert main(["export", f"{out}"]) == 0
+    assert main(["train", "--out", f"{out}", "--resume"]) == 0
+    said = capfd.readouterr()
+    hidden = ["pass-of-mine", "token-of-mine"]
+    assert not [secret for secret in hidden if secret in said.out + said.err]
+    assert not told_in(out, hidden)
+    assert "me:(hidden)@127.0.0.1" in (out / "export/adapter/README.md").read_text()
+
+
+WORD = "Rumpelstilzchen"
+CONTENTS: dict[str, tuple[str, str]] = {
+    "a word for a conversation": ("chat", '{"messages": "SECRET"}'),
+    "a role": ("chat", '{"messages": [{"role": "SECRET", "content": "SECRET"}]}'),
+    "a number for a text": (
+        "chat",
+        '{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "SECRET": "SECRET"}]}',
+    ),
+    "an object for a label": ("sequence_classification", '{"text": "SECRET", "label": {"a": "SECRET"}}'),
+    "a word for a number": (
+        "sequence_classification --task.problem regression",
+        '{"text": "SECRET", "label": "SECRET"}',
+    ),
+    "broken JSON": ("causal_lm", '{"text": "SECRET"'),
+    "no object": ("causal_lm", '"SECRET"'),
+    "tags for words": ("token_classification", '{"words": ["SECRET"], "tags": ["SECRET", "SECRET"]}'),
+    "an answer elsewhere": (
+        "question_answering",
+        '{"question": "SECRET", "context": "a", "answers": {"text": ["SECRET"], "answer_start": [7]}}',
+    ),
+    "a picture that is none": ("image_classification", '{"image": "/SECRET.png", "label": "SECRET"}'),
+}
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+def test_what_stands_in_a_row_is_told_by_no_message_and_no_log(
+    case: str, place: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    task, row = CONTENTS[case]
+    (tmp_path / "rows.jsonl").write_text((row.replace("SECRET", WORD) + "\n") * 8)
+    words = train(place, "--data", f"{tmp_path}/rows.jsonl", "--out", f"{tmp_path}/out", task=task.split()[0])
+    said = refused([*words, *task.split()[1:]], 2)
+    assert WORD not in said
+    assert not told_in(tmp_path / "out", [WORD])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -79,8 +80,8 @@ def load(file: Path) -> Run:
 
 
 def decisive(run: Run) -> dict[str, Any]:
-    """The settings that decide what is learnt, as YAML has them: those that a resumed run may not be told anew."""
-    tree = run.model_dump(mode="json")
+    """The settings that decide what is learnt, as YAML has them: those that a resumed run may not be told anew. No secrets."""
+    tree: dict[str, Any] = json.loads(redact(json.dumps(run.model_dump(mode="json"))))
     for name in MAY_DIFFER:
         _leave_out(tree, tuple(name.split(".")))
     return tree
