@@ -12,6 +12,7 @@ RUN/reference/train/                 numbers of the model before its first step,
 RUN/logs/process-0.log               what libraries said, a file per process
 RUN/slurm/run.yaml, train.sbatch     what was submitted: the settings, and the script that SLURM runs
 RUN/slurm/job.json                   the newest job: its number, cluster, token
+RUN/slurm/then-1-eval.sbatch         the scripts of the commands that follow the run
 RUN/slurm/job-123.log                what job 123 said, all attempts one after the other
 RUN/slurm/attempts.jsonl             a row for every beginning and end of an attempt, and why it ended
 RUN/slurm/preflight-0.json           what the nodes of attempt 0 found before it began
@@ -100,6 +101,9 @@ class RunFolder:
     @property
     def attempts(self) -> Path:
         return self.slurm / "attempts.jsonl"
+
+    def follower(self, number: str, command: str) -> Path:
+        return self.slurm / f"then-{number}-{command.split()[0]}.sbatch"
 
     def job_log(self, job: str) -> Path:
         """`job` is its number, or `%j` for SLURM to fill in."""

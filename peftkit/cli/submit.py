@@ -31,13 +31,20 @@ def run(words: list[str]) -> int:
         return _help([word for word in words if word not in ("--help", "-h")])
     dry, terse = "--dry-run" in words, "--parsable" in words
     settings = read_settings([word for word in words if word not in ("--dry-run", "--parsable")])
-    from peftkit.flows import submit as flow
+    if settings.slurm.array:
+        from peftkit.flows.array import preview_array as preview
+        from peftkit.flows.array import submit_array as submit
+    else:
+        from peftkit.flows.submit import preview, submit
 
     if dry:
-        sys.stdout.write(flow.preview(settings))
+        sys.stdout.write(preview(settings))
         return 0
-    done = flow.submit(settings)
+    done = submit(settings)
     sys.stdout.write(f"{done.job}\n" if terse else _told(done.how, done.job, done.folder))
+    if not terse:
+        told = zip(done.then, settings.slurm.then, strict=True)
+        sys.stdout.write("".join(f"  then job {job}: peftkit {command}\n" for job, command in told))
     return 0
 
 

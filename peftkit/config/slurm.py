@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]?\d):(?P
 MEMORY = re.compile(r"\d+[KMGT]?")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OURS = {
-    "array": "peftkit sweep makes arrays", "chdir": "--data and --out say where things lie",
+    "array": "ask for --array '{SETTING: [VALUES]}'", "chdir": "--data and --out say where things lie",
     "error": "RUN/slurm has the log", "export": "--environment and --keep say what goes along",
     "gpus": "ask for --gpus-per-node", "gpus-per-task": "with it a process sees no GPU but its own: ask for --gpus-per-node",
     "no-requeue": "--max-requeues 0 puts no failed job back", "ntasks": "each node has one task: ask for --nodes",
@@ -123,6 +124,12 @@ class Slurm(Section):
     """How long before its time limit a job saves and makes room for its next turn; SLURM may be up to a minute early."""
     max_requeues: NonNegativeInt = 3
     """How often in a row a job that failed without being to blame (a node died) is put back, while it gets no further."""
+    then: list[str] = []
+    """Commands that follow when the run is done, one after another, in jobs of their own: [eval test.jsonl, export merged]."""
+    array: dict[str, list[Any]] = {}
+    """Settings and the values to try: each combination is a run and a task of one array job: {optim.lr: [1e-4, 2e-4]}."""
+    array_limit: PositiveInt | None = None
+    """How many runs of the array may run at once."""
     preflight: bool = True
     """Try names, ports, GPUs, the shared folder and versions on all nodes before the training starts; takes seconds."""
 
@@ -152,6 +159,8 @@ class Slurm(Section):
         yield from self._of_software()
         yield from self._of_variables()
         yield from self._of_options()
+        yield from self._of_followers()
+        yield from self._of_array()
 
     def _spelling(self) -> Iterator[str]:
         """What would break a line of the script in two, or be another option."""
@@ -208,6 +217,40 @@ class Slurm(Section):
                 yield f"--slurm.sbatch {option}: {OURS[name]}"
             elif name.replace("-", "_") in type(self).model_fields:
                 yield f"--slurm.sbatch {option}: ask for --slurm.{name.replace('-', '_')}"
+
+    def _of_followers(self) -> Iterator[str]:
+        for command in self.then:
+            try:
+                words = shlex.split(command)
+            except ValueError as problem:
+                yield f"--slurm.then {command!r} cannot be read ({problem})"
+                continue
+            if not words or words[0] not in FOLLOWERS:
+                ways = " or ".join(f'"{way}"' for way in FOLLOWERS.values())
+                yield f"--slurm.then {command!r} is none of the commands that follow a run: {ways}; RUN is filled in"
+            elif words[0] != "export" and (len(words) == 1 or words[1].startswith("-")):
+                yield f"--slurm.then {command!r} names no rows: {FOLLOWERS[words[0]]}"
+            elif words[0] == "predict" and "--out" not in words:
+                yield f"--slurm.then {command!r} says not where the answers go: {FOLLOWERS[words[0]]}"
+        if self.then and self.array:
+            yield "--slurm.then with --slurm.array: it follows one run; leave one of them out"
+
+    def _of_array(self) -> Iterator[str]:
+        for name, values in self.array.items():
+            if not values:
+                yield f"--slurm.array.{name} has no values to try"
+            elif name.startswith("slurm") or name in ("out", "resume"):
+                yield f"--slurm.array.{name} cannot differ between the runs of an array"
+        if self.array_limit and not self.array:
+            yield "--slurm.array_limit is of an array; add --slurm.array, or leave it out"
+
+
+FOLLOWERS = {
+    "eval": "eval ROWS [--metrics ...]",
+    "predict": "predict ROWS --out FILE",
+    "export": "export NAME",
+}
+"""Commands that take a run that is done, and how they are written as what follows one."""
 
 
 def _texts(section: Slurm) -> Iterator[tuple[str, str]]:

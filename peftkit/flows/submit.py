@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from peftkit.config.run import Run
 from peftkit.config.trust import remember
 from peftkit.engine.ds_config import Plan, fill, read_config
 from peftkit.errors import ConfigError
+from peftkit.flows.follow import follow
 from peftkit.flows.out import default_folder, named_folder
 from peftkit.run_folder import RunFolder
 from peftkit.slurm.ledger import Entry, enter
@@ -40,23 +41,31 @@ class Submitted:
     job: str
     how: Literal["new", "same", "done"]
     """A new job; one that was there already; none, because the run is done."""
+    then: list[str] = field(default_factory=list)
+    """The jobs of the commands that follow it."""
 
 
 def submit(run: Run) -> Submitted:
     """Queue the run, or find the job that it has. ConfigError names all that is wrong before SLURM is asked."""
     check(run)
-    if shutil.which("sbatch") is None:
-        raise ConfigError(
-            "sbatch is not installed on this machine: submit where SLURM is; --dry-run shows the script anywhere"
-        )
+    need_slurm()
     folder = RunFolder(place_of(run))
     run = run.model_copy(update={"out": folder.path, "resume": False})
     try:
         folder.slurm.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise ConfigError(f"--out {folder.path} cannot be made ({problem.strerror}); name a folder elsewhere") from None
-    with _alone(folder):
-        return there_already(run, folder) or _submit(run, folder)
+    with alone(folder):
+        found = there_already(run, folder) or _submit(run, folder)
+        return replace(found, then=follow(run, folder, read_record(folder), found.how == "done"))
+
+
+def need_slurm() -> None:
+    """ConfigError if there is none on this machine."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "sbatch is not installed on this machine: submit where SLURM is; --dry-run shows the script anywhere"
+        )
 
 
 def _submit(run: Run, folder: RunFolder) -> Submitted:
@@ -172,7 +181,7 @@ def _known(micro: int | str) -> int:
 
 
 @contextmanager
-def _alone(folder: RunFolder) -> Iterator[None]:
+def alone(folder: RunFolder) -> Iterator[None]:
     """One submission of a run at a time: the second one waits, and then finds the first one's job."""
     with FileLock(folder.slurm / "lock", timeout=300):
         yield

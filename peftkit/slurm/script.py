@@ -29,6 +29,8 @@ class Place:
     """Tells this submission from every other: squeue shows it as the job's comment."""
     first_attempt: int = 0
     """How often the run was started before, by other jobs."""
+    tasks: tuple[tuple[Path, int], ...] = ()
+    """Of an array, whose folder `run` is then: each run's own folder and first attempt, by the number of its task."""
 
 
 def sbatch_script(slurm: Slurm, place: Place, *more: str) -> str:
@@ -60,7 +62,7 @@ def options(slurm: Slurm, place: Place) -> Iterator[str]:
         "cpus-per-task": slurm.cores,
         "time": slurm.time,
         "signal": f"B:USR1@{slurm.signal_seconds}",
-        "output": folder.job_log("%j"),
+        "output": folder.job_log("%A_%a" if place.tasks else "%j"),
         "open-mode": "append",
         "chdir": place.work,
         "export": ",".join(slurm.keep) or "NONE",
@@ -105,10 +107,28 @@ def software(slurm: Slurm) -> Iterator[str]:
 def variables(slurm: Slurm, place: Place) -> Iterator[str]:
     """What the body depends on."""
     yield "set -uo pipefail"
-    yield f"RUN={quote(str(place.run))}"
+    yield from _which(place)
     yield f"PROCESSES={slurm.processes} GPUS={slurm.gpus_per_node}  # on each node"
-    yield f"FIRST_ATTEMPT={place.first_attempt}  # attempts of earlier jobs"
     yield f"SIGNAL_SECONDS={slurm.signal_seconds} MAX_REQUEUES={slurm.max_requeues} PREFLIGHT={'yes' if slurm.preflight else 'no'}"
+    yield from interpreter(slurm, place)
+
+
+def _which(place: Place) -> Iterator[str]:
+    """The run, and the name by which SLURM's commands know the job: the number alone of an array's task may mean them all."""
+    if not place.tasks:
+        yield f"RUN={quote(str(place.run))} JOB=$SLURM_JOB_ID"
+        yield f"FIRST_ATTEMPT={place.first_attempt}  # attempts of earlier jobs"
+        return
+    yield f"RUNS=({' '.join(quote(str(run)) for run, _ in place.tasks)})"
+    yield f"FIRST_ATTEMPTS=({' '.join(str(first) for _, first in place.tasks)})  # attempts of earlier jobs"
+    yield "TASK=$SLURM_ARRAY_TASK_ID JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    yield "RUN=${RUNS[TASK]} FIRST_ATTEMPT=${FIRST_ATTEMPTS[TASK]}"
+    log = f"{quote(str(place.run))}/slurm/job-$JOB.log"
+    yield f'ln {log} "$RUN/slurm/job-$SLURM_JOB_ID.log" 2>/dev/null  # SLURM names no task\'s folder: one file, two names'
+
+
+def interpreter(slurm: Slurm, place: Place) -> Iterator[str]:
+    """How Python is called on the nodes."""
     python = slurm.python or ("python" if slurm.container or slurm.conda or slurm.venv else place.python)
     if slurm.container and slurm.container_kind == "pyxis":
         yield from _pyxis(slurm, quote(python))
@@ -142,7 +162,7 @@ OWN_VARIABLES = ("RUN", "PEFTKIT_ATTEMPT", "PEFTKIT_END_TIME", "TORCH_ELASTIC_SH
 BODY = r"""ATTEMPT=$((FIRST_ATTEMPT + ${SLURM_RESTART_COUNT:-0}))
 NODES=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 say() { printf '[%(%F %T)T] job %s, attempt %s: %s\n' -1 "$SLURM_JOB_ID" "$ATTEMPT" "$*"; }
-job() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o " $1=[^ ]*" | cut -d= -f2-; }
+job() { scontrol --oneliner show job "$JOB" | grep -o " $1=[^ ]*" | cut -d= -f2-; }
 
 # Steps get the job's environment as it is here; a job submitted from within another one has that one's bindings.
 unset SLURM_EXPORT_ENV "${!SLURM_CPU_BIND@}" "${!SRUN_@}" "${!SBATCH_@}"
@@ -197,7 +217,7 @@ lost() {
 # Put the job back into the queue, without the nodes in $1 where the partition has enough others.
 again() {
     [ -z "$1" ] || trap '' TERM  # with which SLURM ends this script now: there is more to say first
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
+    if ! scontrol requeue "$JOB"; then
         say "SLURM does not put the job back: peftkit submit --out $RUN goes on"
         exit 75
     fi
@@ -213,7 +233,7 @@ without() {
     all=$1${before:+,$before}
     left=$(sinfo --noheader --Node --format=%N --partition="$SLURM_JOB_PARTITION" | sort -u |
         grep -cvxFf <(scontrol show hostnames "$all"))
-    [ "$left" -ge "$SLURM_NNODES" ] && scontrol update jobid="$SLURM_JOB_ID" excnodelist="$all" && say "goes on without $all"
+    [ "$left" -ge "$SLURM_NNODES" ] && scontrol update jobid="$JOB" excnodelist="$all" && say "goes on without $all"
 }
 
 ADDRESS=$(address)

@@ -117,7 +117,10 @@ def find(word: str) -> list[Entry]:
     path = Path(word).expanduser()
     if path.is_dir():
         run, here = path.resolve(), RunFolder(path)
-        of_it = [one for entry in entries() for one in split(entry) if one.trains and Path(one.run) == run]
+        known = entries()
+        if arrays := [entry for entry in known if entry.tasks and Path(entry.run) == run]:
+            return split(arrays[-1])
+        of_it = [one for entry in known for one in split(entry) if one.trains and Path(one.run) == run]
         if not of_it and not any(file.exists() for file in (here.config, here.status, here.submitted)):
             raise ConfigError(f"{word} is no run's folder: it has neither a config.yaml nor a status.json")
         if submitted := read_record(here):  # from another machine, or another account
