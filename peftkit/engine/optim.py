@@ -35,6 +35,11 @@ class Optimizer(Choice, kind="optimizer", default="adamw"):
     clip: NonNegativeFloat = 1.0
     """The gradient's norm is cut to this; 0 turns it off."""
 
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that it keeps of each weight."""
+        return 8.0
+
     def build(self, groups: Sequence[Group], offloaded: bool = False) -> Any:
         """The torch optimizer over `groups` (each has `params`, `lr`, `weight_decay`); `offloaded`: its state lives on the host."""
         raise NotImplementedError
@@ -85,6 +90,10 @@ class AdamW8bit(AdamW, name="adamw_8bit"):
 
     paged: ClassVar[bool] = False
 
+    @property
+    def state_bytes(self) -> float:
+        return 2.1  # and a scale for each block
+
     def build(self, groups: Sequence[Group], offloaded: bool = False) -> Any:
         bnb = bitsandbytes(self.name)
         kind = bnb.optim.PagedAdamW8bit if self.paged else bnb.optim.AdamW8bit
@@ -105,6 +114,10 @@ class SGD(Optimizer, name="sgd"):
     nesterov: bool = False
     """Look one step ahead (needs momentum)."""
 
+    @property
+    def state_bytes(self) -> float:
+        return 4.0 if self.momentum else 0.0
+
     def build(self, groups: Sequence[Group], offloaded: bool = False) -> Any:
         import torch
 
@@ -122,6 +135,10 @@ class Adagrad(Optimizer, name="adagrad"):
     eps: PositiveFloat = 1e-10
     """Added to the denominator."""
 
+    @property
+    def state_bytes(self) -> float:
+        return 4.0
+
     def build(self, groups: Sequence[Group], offloaded: bool = False) -> Any:
         from peftkit.engine.torch_optim import LazyAdagrad
 
@@ -134,6 +151,10 @@ class Lion(Optimizer, name="lion"):
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     """Weight of the momentum in the update, and its decay rate."""
 
+    @property
+    def state_bytes(self) -> float:
+        return 4.0
+
     def build(self, groups: Sequence[Group], offloaded: bool = False) -> Any:
         from peftkit.engine.torch_optim import Lion as TorchLion
 
@@ -144,6 +165,10 @@ class Adafactor(Optimizer, name="adafactor"):
     """Second moments kept as a row and a column (Shazeer & Stern, 2018, https://arxiv.org/abs/1804.04235)."""
 
     splits: ClassVar[bool] = False
+
+    @property
+    def state_bytes(self) -> float:
+        return 0.1  # a row and a column of a matrix
 
     def build(self, groups: Sequence[Group], offloaded: bool = False) -> Any:
         import torch

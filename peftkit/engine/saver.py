@@ -10,10 +10,8 @@ The threads talk through the process group's store, never in collectives: the tr
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
-import os
 import shutil
 import threading
 import time
@@ -40,6 +38,7 @@ from peftkit.engine.checkpoint import (
 from peftkit.engine.identity import Identity
 from peftkit.engine.open import Engine
 from peftkit.engine.pulse import beat
+from peftkit.engine.space import is_of_disk
 from peftkit.engine.world import LONGEST_WAIT, World
 from peftkit.errors import CheckpointError, DiskError
 from peftkit.run_folder import RunFolder, step_of
@@ -48,9 +47,6 @@ GRACE = 5.0
 """After an error, seconds for a save that is under way: the others may have failed likewise, and then it can be whole."""
 POLLS = (0.001, 0.05)
 """Seconds between two looks for a note: the first ones, and the longest."""
-
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""What the system says of a disk that takes no more."""
 
 _numbers = itertools.count()
 
@@ -183,8 +179,9 @@ class Saver:
 
     def _sentence(self, step: int, problem: str) -> str:
         steps = [good for good in self._run.checkpoint_steps() if good != step]
+        room = f"; make room on the disk of {self._run.path}" if is_of_disk(problem) else ""
         good = f"; {self._run.checkpoint(steps[-1]).name} is whole, go on from it with --resume" if steps else ""
-        return f"the checkpoint of step {step} could not be written: {problem}{good}"
+        return f"the checkpoint of step {step} could not be written: {problem}{room}{good}"
 
 
 def save(
@@ -245,7 +242,7 @@ class Writing:
 
 def failure(told: str) -> CheckpointError:
     """The error, of the kind that it is to blame on."""
-    return DiskError(told) if any(os.strerror(number) in told for number in DISK) else CheckpointError(told)
+    return DiskError(told) if is_of_disk(told) else CheckpointError(told)
 
 
 def told(bug: BaseException) -> str:

@@ -12,6 +12,7 @@ import shlex
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from peftkit.engine.watch import Verdict
@@ -70,7 +71,8 @@ class Attempt:
     def _set(self, status: Status) -> None:
         self.status = status
         if self.world.first:
-            write_status(self.folder.status, status)
+            with suppress(OSError):  # a full disk: the next checkpoint says so, and this ends nothing
+                write_status(self.folder.status, status)
 
     def failed(self, problem: BaseException) -> BaseException:
         """Write down what went wrong on this process; the error to raise, which tells the first cause if that was elsewhere."""

@@ -42,6 +42,7 @@ from peftkit.exporters.base import Reading
 from peftkit.exporters.card import Card, licence_of, model_card
 from peftkit.exporters.manual import READ_AS, Manual
 from peftkit.flows.job import check_base, prepare_data
+from peftkit.flows.room import told_when_no_room
 from peftkit.models.load import Base, load
 from peftkit.models.whole import whole_weights
 from peftkit.redact import redact
@@ -77,7 +78,11 @@ def export(
     taken = find_checkpoints(folder, checkpoint or run.checkpoint.final, run.checkpoint.average)
     trained_in = taken[-1]
     # Inside a training's own `chatter_to` there is nothing left to divert.
-    with chatter_to(folder.logs / "export.log", verbose or is_active()), whole_weights():
+    with (
+        chatter_to(folder.logs / "export.log", verbose or is_active()),
+        told_when_no_room(folder.path),
+        whole_weights(),
+    ):
         run, base, batches = open_run(run, read_progress(trained_in).tuned)
         model = run.strategy.adapt(base.model, base.fresh)
         put_trained(model, read_result(taken, averaged=run.regularize.ema is not None))

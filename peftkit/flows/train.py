@@ -33,6 +33,7 @@ from peftkit.flows.guard import check_weights, tell_step
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
 from peftkit.flows.memory import Meter, told_when_full
 from peftkit.flows.out import default_folder
+from peftkit.flows.room import check_room, check_writable, told_when_no_room
 from peftkit.flows.scores import evaluate_all, evaluates, gives_up, score_test
 from peftkit.flows.stages import all_steps, join_references, open_at
 from peftkit.run_folder import RunFolder
@@ -75,6 +76,7 @@ def carry_through(run: Run, attempt: Attempt, stopper: Stopper) -> None:
     with (
         closing(Teller(world.first)) as teller,
         chatter_to(folder.log(world.process), run.verbose),
+        told_when_no_room(folder.path),
         told_when_full(run, world, meter, lambda: attempt.status.step),
     ):
         job = make_job(run.model_copy(update={"out": folder.path}), world)
@@ -82,7 +84,7 @@ def carry_through(run: Run, attempt: Attempt, stopper: Stopper) -> None:
             Underway(job, folder, teller, attempt, stopper, saver_of(job, attempt, stopper, teller), meter)
         )
     if world.first:
-        with chatter_to(folder.log(0), run.verbose):
+        with chatter_to(folder.log(0), run.verbose), told_when_no_room(folder.path):
             finish(job, folder, progress, teller)
     attempt.tell("done")
 
@@ -122,6 +124,7 @@ def carry_out(now: Underway) -> Progress:
         for damage in saved.passed_over:
             teller.warn(damage)
         teller.note(f"going on from {saved.folder}")
+    check_room(job, folder, now.progress.step)
     now.meter.job = job
     engine = open_at(job, now.progress.step, saved)
     now.meter.begin(job, engine)
@@ -247,6 +250,7 @@ def claim(run: Run, world: World) -> RunFolder:
     answer = world.share(_claim(run) if world.first else None)
     if isinstance(answer, str):
         raise ConfigError(answer)
+    check_writable(answer, world)
     return RunFolder(answer)
 
 

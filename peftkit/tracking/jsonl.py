@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,31 @@ from peftkit.redact import redact
 
 
 class JsonLines:
-    """Appends rows to a file; each is on disk, for every reader, when `write` returns."""
+    """Appends rows to a file; each is on disk, for every reader, when `write` returns.
+
+    While the disk is full rows wait in memory, and go with the next one that can be written.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         self._end_half_line(path)
+        self.waiting = b""
+        """What is not on disk yet."""
 
     def write(self, row: dict[str, Any]) -> None:
         """One row as one line. A number that is not finite becomes null: JSON has no word for it."""
-        self._file.write((redact(json.dumps(_plain(row), allow_nan=False, ensure_ascii=False)) + "\n").encode())
-        self._file.flush()
+        self.waiting += (redact(json.dumps(_plain(row), allow_nan=False, ensure_ascii=False)) + "\n").encode()
+        self._write()
 
     def close(self) -> None:
+        self._write()
         self._file.close()
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            while self.waiting:
+                self.waiting = self.waiting[self._file.write(self.waiting) :]
 
     def _end_half_line(self, path: Path) -> None:
         # A killed program leaves half a line; a row written behind it would be lost with it.

@@ -81,14 +81,23 @@ def chatter_to(log_path: Path | None, verbose: bool = False) -> Iterator[None]:
 
 
 class _Redacted(io.TextIOWrapper):
-    """A log to which secrets are not written."""
+    """A log to which secrets are not written, and which a full disk makes incomplete: what libraries say is worth no end."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.open("ab"), encoding="utf-8", errors="replace", line_buffering=True)
 
     def write(self, text: str) -> int:
-        super().write(redact(text))
+        with suppress(OSError):
+            super().write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def _divert_streams(log: TextIO, undo: ExitStack) -> tuple[TextIO, TextIO]:

@@ -68,6 +68,8 @@ class Teller:
     def close(self) -> None:
         for log in self._logs:
             log.close()
+            if isinstance(log, JsonLines) and log.waiting:
+                self.warn("metrics.jsonl lacks its last rows, which could not be written")
         if self._console:
             self._console.close()
 

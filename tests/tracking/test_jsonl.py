@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from peftkit.tracking.jsonl import JsonLines, read_rows, truncate_after
+from tests.mounts import small_disk
 
 ROWS = [{"step": step, "loss": 3 / step} for step in (1, 2, 3)]
 
@@ -91,3 +94,20 @@ def test_no_secret_of_the_environment_is_in_a_row(tmp_path, monkeypatch):
     log.write({"step": 1, "source=a-token-of-mine/f1": 0.5})
     log.close()
     assert list(read_rows(tmp_path / "metrics.jsonl")) == [{"step": 1, "source=(hidden)/f1": 0.5}]
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        log = JsonLines(disk / "metrics.jsonl")
+        log.write({"step": 1})
+        with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(b"0" * 4096)
+        for step in range(2, 200):
+            log.write({"step": step, "said": "x" * 100})
+        assert log.waiting
+        (disk / "filler").unlink()
+        log.write({"step": 200})
+        log.close()
+        assert not log.waiting
+        assert [row["step"] for row in read_rows(disk / "metrics.jsonl")] == list(range(1, 201))
