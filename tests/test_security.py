@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -32,6 +33,8 @@ from peftkit.config.trust import remember
 from peftkit.errors import ConfigError
 from peftkit.exporters.manual import MANUAL
 from peftkit.flows.export import read_run
+from peftkit.run_folder import RunFolder
+from peftkit.status import Failure, Status, write_failure, write_status
 from tests.launch import run as launched
 from tests.tiny import save_tiny
 
@@ -392,6 +395,8 @@ SHELL = {
     "modules": ["evil"],
     "conda": "CANARY",
     "venv": "CANARY",
+    "then": ["eval rows.jsonl --metrics CANARY"],
+    "array": {"model.trust_remote_code": [True]},
 }
 """Settings of SLURM's that say what a node runs."""
 
@@ -410,6 +415,35 @@ def test_nor_is_a_job_submitted_that_runs_what_its_folder_names(
         said = refused(["submit", "--out", f"{run}", *more], 2)
         assert f"{run / where} asks to run code (--slurm.{name}" in said
     assert main(["submit", "--out", f"{run}", "--config", f"{run / where}", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("job", ["--user=me", "1 --user=me", "1;2", "$(touch CANARY)", 12])
+def test_the_number_of_a_job_is_no_option_of_scancels(
+    job: Any, run: Path, tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("scancel", "scontrol", "squeue", "sacct"):
+        (tmp_path / "bin" / name).write_text(
+            f'#!/bin/sh\ncase "$*" in *--user=me*|*touch*|*";"*) touch {canary};; esac\nexit 1\n'
+        )
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    (run / "slurm").mkdir(exist_ok=True)
+    (run / "slurm/job.json").write_text(json.dumps({"token": "a", "job": job, "submitted": 1}))
+    for words in (["cancel", f"{run}", "--now"], ["logs", f"{run}"], ["submit", "--out", f"{run}"]):
+        assert main(words) in (0, 1, 2)
+
+
+def test_what_a_run_said_does_not_steer_the_terminal(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    steering = "\x1b[2J\x1b]0;title\x07"
+    failure = Failure(0, 1, 0, "code", "ValueError", f"bad {steering}", traceback=f"at {steering}")
+    write_failure(RunFolder(run), failure)
+    write_status(RunFolder(run).status, Status("failed", reason=f"why {steering}"))
+    RunFolder(run).log(0).write_text(f"log {steering}\n")
+    capfd.readouterr()
+    assert main(["logs", f"{run}"]) == 0
+    said = capfd.readouterr().out
+    assert "\\x1b[2J" in said and "\x1b" not in said
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from peftkit.cli.screen import stdout
+from peftkit.cli.screen import plain, stdout
 from peftkit.cli.words import Parser
 from peftkit.errors import ConfigError
 
@@ -95,7 +95,7 @@ def _positive(flag: str, value: float) -> float:
 
 def _say(line: str) -> None:
     # Each line is seen when it is said: a watch's reader is mostly another program, or a pipe.
-    sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{plain(line)}\n")
     sys.stdout.flush()
 
 
@@ -110,5 +110,5 @@ def _table(rows: list[list[str]]) -> None:
     for title in ("job", "run", "what", "state", "step", "left", "why"):
         table.add_column(title, overflow="fold", no_wrap=title in ("job", "state", "step", "left"))
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, map(plain, row)))
     stdout().print(table)

@@ -48,7 +48,7 @@ def say_problem(problem: PeftkitError) -> None:
 
 
 def _say(title: str, text: str) -> None:
-    text = _plain(redact(text))
+    text = plain(redact(text))
     if not sys.stderr.isatty():
         sys.stderr.write(f"{title}{text}\n")
         return
@@ -58,7 +58,7 @@ def _say(title: str, text: str) -> None:
     _console(stderr=True).print(Text(title, style="bold red").append(text, style="not bold default"), soft_wrap=True)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without control characters: a name in a downloaded file must not steer the terminal."""
     return "".join(sign if sign in "\n\t" or sign.isprintable() else repr(sign)[1:-1] for sign in text)
 

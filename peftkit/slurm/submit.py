@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import secrets
 import subprocess
 import time
@@ -26,6 +27,7 @@ from peftkit.slurm.verdict import attempts
 
 MARK = "peftkit:"
 """What begins the comment of a job of ours."""
+NUMBER, WORD = re.compile(r"(\d+(_\d+)?)?"), re.compile(r"[\w.-]*")
 LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "OMPI_", "PALS_")
 """Variables of a job from within which another one is submitted: that one would take them for its own."""
 STAYS = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
@@ -159,7 +161,9 @@ def read_record(folder: RunFolder) -> Record | None:
     """What was last submitted of this run, if anything was."""
     try:
         told = json.loads(folder.job.read_text(encoding="utf-8"))
-        return Record(**{name: told[name] for name in asdict(Record("")) if name in told})
+        record = Record(**{name: told[name] for name in asdict(Record("")) if name in told})
+        # It becomes a word of scancel's, to which `--user=me` would be every job that there is.
+        return record if NUMBER.fullmatch(record.job) and WORD.fullmatch(f"{record.cluster}{record.token}") else None
     except (OSError, ValueError, TypeError):
         return None
 
