@@ -155,8 +155,13 @@ class Batch(Section):
 
     total: PositiveInt = 16
     """Rows in one optimizer step, over all processes and micro-batches."""
-    micro: PositiveInt = 4
-    """Rows in one forward pass on one process: more is faster and takes more memory; the gradient stays the same."""
+    micro: PositiveInt | Literal["auto"] = 4
+    """Rows in one forward pass on one process; auto: as many as fit. More takes more memory; the gradient stays the same."""
+
+    @property
+    def rows(self) -> int:
+        """`micro`, where it is known by now; else 1, which any training can begin with."""
+        return 1 if self.micro == "auto" else self.micro
 
 
 class Regularize(Section):

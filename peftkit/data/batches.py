@@ -8,8 +8,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, cycle, islice, pairwise
 from typing import Any
+
+import torch
 
 from peftkit.config.sections import Batch
 from peftkit.data.draws import Draws
@@ -75,8 +77,17 @@ def training_batches(
     for step in range(first, last):
         rows = step_rows(step, store.epoch, batch.total, seed, store.draws)
         shortest = min(rows, key=lambda row: (store.lengths[row], row))
-        dealt = deal(rows, store.lengths, batch.micro, processes, process)
+        dealt = deal(rows, store.lengths, batch.rows, processes, process)
         yield [_batch(store, task, processor, micro, shortest, f"{seed} {step}") for micro in dealt]
+
+
+def longest_batch(store: Store, task: Task, processor: Any, count: int) -> MicroBatch:
+    """A micro-batch of so many rows, the longest there are: what takes the most memory. Nothing is learnt from it."""
+    longest = sorted(range(len(store)), key=lambda row: (-store.lengths[row], row))[:count]
+    unknown = dict.fromkeys(task.reference, 0.0)  # what a reference says of a row is found out later
+    rows = [{**unknown, **store[row]} for row in islice(cycle(longest), count)]
+    batch = task.collate([task.vary(row, processor, random.Random(0)) for row in rows], processor)
+    return {**batch, "ahead": torch.zeros(())} if task.looks_ahead else batch
 
 
 def evaluation_batches(

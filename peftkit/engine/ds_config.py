@@ -18,6 +18,7 @@ from peftkit.errors import ConfigError
 from peftkit.registry import did_you_mean
 
 AUTO = "auto"
+MICRO, ACCUMULATION = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 Config = dict[str, Any]
 
 
@@ -154,8 +155,8 @@ def fill(config: Config, plan: Plan) -> Config:
 def decided(plan: Plan) -> Config:
     """The top-level keys that the run decides."""
     return {
-        "train_micro_batch_size_per_gpu": plan.micro,
-        "gradient_accumulation_steps": plan.accumulation,
+        MICRO: plan.micro,
+        ACCUMULATION: plan.accumulation,
         # DeepSpeed wants the product; the loop counts targets itself, so a step with fewer rows is as right as a full one.
         "train_batch_size": plan.micro * plan.accumulation * plan.processes,
         "gradient_clipping": plan.optim.clip,
@@ -171,8 +172,8 @@ SIZES = {
 """What other tools compute from the model where a file says "auto": the sizes in ds_configs/, in elements."""
 
 FLAGS = {
-    "train_micro_batch_size_per_gpu": "--batch.micro",
-    "gradient_accumulation_steps": "--batch.total / (--batch.micro x processes)",
+    MICRO: "--batch.micro",
+    ACCUMULATION: "--batch.total / (--batch.micro x processes)",
     "train_batch_size": "--batch.total",
     "gradient_clipping": "--optim.clip",
 }

@@ -77,7 +77,7 @@ def steps(
         lr = max(group["lr"] for group in engine.groups)
         (targets,) = world.sum(sum(task.targets(batch) for batch in micro_batches))
         kept = kept_statistics(engine.model)
-        losses = _accumulate(engine, micro_batches, task, world, max(1.0, targets))
+        losses = accumulate(engine, micro_batches, task, world, max(1.0, targets))
         loss, asked = world.sum(sum(losses), wish())
         grad_norm = _update(engine) if math.isfinite(loss) else _drop(engine)
         # What overflows fp16 at a large scale of the loss is fp16's way of finding the right one.
@@ -90,7 +90,7 @@ def steps(
         start = time.perf_counter()
 
 
-def _accumulate(
+def accumulate(
     engine: Engine, micro_batches: Sequence[dict[str, Any]], task: Learnt, world: World, targets: float
 ) -> list[float]:
     """Run every micro-batch forward and back; their parts of the step's mean loss."""

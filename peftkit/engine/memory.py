@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import os
 import resource
 from collections.abc import Iterable, Iterator, Mapping
@@ -119,6 +121,15 @@ def used() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def give_back() -> None:
+    """Return to the system what nobody holds any more: objects in circles, and what allocators keep for later."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def forget_peak() -> None:
     """Let `peak` begin anew."""
     if torch.cuda.is_available():
@@ -132,11 +143,20 @@ def peak() -> int:
     """The most bytes that this process held since `forget_peak`."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def vm_peak() -> int:
+    """The most address space that this process ever had; 0 where the system does not say."""
+    return _status("VmPeak")
+
+
+def _status(name: str) -> int:
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 0
 
 
 def available(world: World) -> int:

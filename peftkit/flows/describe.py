@@ -82,7 +82,9 @@ def processes(number: int) -> str:
     return "1 process" if number == 1 else f"{number} processes"
 
 
-def batch_words(total: int, micro: int, world: int) -> str:
+def batch_words(total: int, micro: int | str, world: int) -> str:
     """`16 rows a step = 2 processes x 2 micro-batches of up to 4 rows`."""
+    if not isinstance(micro, int):
+        return f"{total} rows a step = {processes(world)} x micro-batches of as many rows as fit (--batch.micro auto)"
     passes = -(-total // (micro * world))
     return f"{total} rows a step = {processes(world)} x {passes} micro-batch{'es' if passes > 1 else ''} of up to {micro} rows"

@@ -18,7 +18,7 @@ from peftkit.config.run import Run
 from peftkit.data.batches import evaluation_batches, steps_per_epoch, training_batches
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.data.store import Store
-from peftkit.engine.ds_config import Config, Plan, fill, read_config
+from peftkit.engine.ds_config import MICRO, Config, Plan, fill, read_config
 from peftkit.engine.identity import Identity
 from peftkit.engine.open import DTYPES, check_config, choose_precision, zero3_guard
 from peftkit.engine.random_state import seed_all
@@ -71,10 +71,11 @@ class Job:
 
     def stage(self, step: int) -> int:
         """The stage of unfreezing that `step` (0 is the first) belongs to."""
-        return min(self.run.strategy.stage(step), self._last_stage)
+        return min(self.run.strategy.stage(step), self.last_stage)
 
     @cached_property
-    def _last_stage(self) -> int:
+    def last_stage(self) -> int:
+        """The stage at which everything trains that ever will."""
         return self.run.strategy.last_stage(self.model)
 
     def unfreeze(self, stage: int) -> None:
@@ -153,6 +154,10 @@ def prepare_data(run: Run) -> tuple[str, Prepared]:
 def engine_config(run: Run, processes: int) -> tuple[str, Config]:
     """The precision, and DeepSpeed's configuration with everything filled in and checked."""
     raw = read_config(run.deepspeed)
+    if run.batch.micro == "auto" and raw.get(MICRO, "auto") != "auto":
+        raise ConfigError(
+            f'--deepspeed: {MICRO} is {raw[MICRO]} there, and --batch.micro is auto; give one number, or write "auto" there'
+        )
     precision = choose_precision(run.precision, raw)
     config = fill(raw, plan_of(run, processes, precision))
     check_config(config)
@@ -161,7 +166,7 @@ def engine_config(run: Run, processes: int) -> tuple[str, Config]:
 
 def plan_of(run: Run, processes: int, precision: str) -> Plan:
     nvme = cache_root(run.data.cache) / "nvme"
-    return Plan(run.batch.total, run.batch.micro, processes, precision, run.optim, nvme)
+    return Plan(run.batch.total, run.batch.rows, processes, precision, run.optim, nvme)
 
 
 def total_steps(run: Run, epoch: int) -> int:

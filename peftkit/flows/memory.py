@@ -133,8 +133,8 @@ def remedies(run: Run, job: Job, full: Full) -> list[Remedy]:
 
 def _of_rows(run: Run, job: Job, full: Full) -> Iterator[Remedy]:
     """What makes fewer activations."""
-    micro = run.batch.micro
-    if isinstance(micro, int) and micro > 1:
+    micro = run.batch.rows
+    if micro > 1:
         fewer = max(1, micro // 4)
         yield Remedy(f"--batch.micro {fewer}", int(full.activations * (1 - fewer / micro)))
     layers = sum(stack.layers for stack in stacks(job.model))
@@ -150,8 +150,7 @@ def logits(run: Run, job: Job) -> int:
     """Bytes of a micro-batch's logits over the vocabulary, which no checkpointing saves; 0 for a model without."""
     ends = getattr(job.model, "get_output_embeddings", lambda: None)()
     words = getattr(ends, "out_features", 0)
-    rows = run.batch.micro if isinstance(run.batch.micro, int) else 1
-    return LOGITS * 4 * rows * max(job.prepared.train.lengths, default=1) * words
+    return LOGITS * 4 * run.batch.rows * max(job.prepared.train.lengths, default=1) * words
 
 
 def _of_weights(run: Run, job: Job, full: Full) -> Iterator[Remedy]:

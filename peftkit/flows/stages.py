@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from peftkit.config.run import Run
 from peftkit.engine.ahead import with_ahead
 from peftkit.engine.average import follow
 from peftkit.engine.checkpoint import Progress, Saved, resume
-from peftkit.engine.loop import Step, steps
+from peftkit.engine.loop import Learnt, Step, steps
 from peftkit.engine.noise import add_noise
 from peftkit.engine.open import Engine, open_engine
 from peftkit.engine.pull import pull_back
@@ -26,7 +27,7 @@ def all_steps(
 ) -> Iterator[tuple[Engine, Step]]:
     """Every step from `progress.step` on, with the engine that took it: a new stage of unfreezing opens another."""
     schedule, run = job.run.schedule, job.run
-    task = RDrop(run.task, run.regularize.r_drop) if run.regularize.r_drop else run.task
+    task = learnt(run)
 
     def rate(step: int) -> float:
         return schedule.factor(step, job.steps, progress.evals)
@@ -43,6 +44,11 @@ def all_steps(
             yield engine, step
         if end < job.steps:
             engine = open_next_stage(job, engine, job.stage(end))
+
+
+def learnt(run: Run) -> Learnt:
+    """The task as the loop learns it."""
+    return RDrop(run.task, run.regularize.r_drop) if run.regularize.r_drop else run.task
 
 
 def open_at(job: Job, step: int, saved: Saved | None) -> Engine:

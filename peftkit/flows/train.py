@@ -21,6 +21,7 @@ from peftkit.config.run import Run
 from peftkit.config.trust import remember
 from peftkit.data.batches import steps_per_epoch
 from peftkit.engine.checkpoint import PARTIAL, Progress, newest
+from peftkit.engine.ds_config import ACCUMULATION, MICRO
 from peftkit.engine.open import Engine
 from peftkit.engine.saver import Saver
 from peftkit.engine.stop import Stopper
@@ -29,6 +30,7 @@ from peftkit.engine.world import LONGEST_WAIT, World, identity, joined
 from peftkit.errors import ConfigError, StoppedError
 from peftkit.flows.attempt import Attempt, start_attempt
 from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
+from peftkit.flows.fit import fitted
 from peftkit.flows.guard import check_weights, tell_step
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
 from peftkit.flows.memory import Meter, told_when_full
@@ -79,7 +81,8 @@ def carry_through(run: Run, attempt: Attempt, stopper: Stopper) -> None:
         told_when_no_room(folder.path),
         told_when_full(run, world, meter, lambda: attempt.status.step),
     ):
-        job = make_job(run.model_copy(update={"out": folder.path}), world)
+        meter.job = make_job(run.model_copy(update={"out": folder.path}), world)
+        job = fitted(meter.job, folder, teller)
         progress = carry_out(
             Underway(job, folder, teller, attempt, stopper, saver_of(job, attempt, stopper, teller), meter)
         )
@@ -313,6 +316,8 @@ def dry_run(run: Run) -> None:
     teller = Teller(world.first)
     with chatter_to(None, run.verbose):
         run, precision, config, prepared, size = sketch(run, world.processes)
+    if run.batch.micro == "auto":
+        config = config | dict.fromkeys((MICRO, ACCUMULATION), "auto")
     epoch = steps_per_epoch(prepared.train.epoch, run.batch.total)
     steps = total_steps(run, epoch)
     tokens = round(sum(prepared.train.lengths) * steps / epoch)
