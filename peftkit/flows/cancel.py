@@ -30,11 +30,11 @@ def cancel(
     for work in saving:
         ask_to_save(work, say, ask)
     await_saved([work.entry for work in saving], say, wait, every, ask)
-    for work in works:
-        if work.state.is_over:
-            say(f"{work.called} is over already: {work.state.state}")
-        elif work.entry.job:
+    for work in look_at(entries, ask) if saving else works:
+        if not work.state.is_over and work.state.state != "done" and work.entry.job:
             end(work.entry, say, ask)
+        elif not saving:
+            say(f"{work.called} is over: {work.state.state}")
 
 
 def may_save(work: Work) -> bool:

@@ -14,7 +14,9 @@ from peftkit.slurm.states import GRACE, Ask
 from peftkit.slurm.work import Work, find, look_at
 
 Say = Callable[[str], None]
-CODES = {"done": 0, "stopped": 75, "cancelled": 130, "failed": 1, "unknown": 1}
+CODES = {"done": 0, "stopped": 75, "cancelled": 130, "unknown": 1, "failed": 1}
+WORST = (0, 75, 130, 1, 2)
+"""Of several runs the worst end is told."""
 REFUSED = ("settings", "data", "model")
 """What a user can mend has exit code 2, as everywhere in peftkit."""
 FOREVER = float("inf")
@@ -44,7 +46,7 @@ def watch(
                 for line in end_hopeless([work], ask):
                     say(line)
         if all(one.is_over for one in followed) or time.monotonic() > end:
-            return max(one.code for one in followed)
+            return max((one.code for one in followed), key=WORST.index)
         time.sleep(every)
 
 
