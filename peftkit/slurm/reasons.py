@@ -41,7 +41,7 @@ def why(job: Job, now: float | None = None) -> Why:
         return _begins(job, time.time() if now is None else now)
     if word.startswith("Dependency"):
         return _depends(job)
-    if word == "ReqNodeNotAvail" or word.startswith("Nodesrequired"):
+    if word == "ReqNodeNotAvail":
         return _nodes_away(detail)
     told = KNOWN.get(word) or _limit(word) or Why(word, f"SLURM says {job.reason}" if word else "not looked at yet")
     return replace(told, way_out=told.way_out.replace("{job}", job.id))
@@ -97,6 +97,8 @@ KNOWN: Mapping[str, Why] = {
         Why("Priority", "other jobs come before it", "fewer nodes or a shorter --time start sooner, in gaps"),
         Why("JobArrayTaskLimit", "as many tasks of its array run as may run at once",
             "scontrol update jobid={job} arraytaskthrottle=N lets N run"),
+        Why("NodesrequiredforjobareDOWN", "nodes that it needs are down, drained or kept for jobs before it",
+            "sinfo -R shows which are down; fewer --nodes start sooner"),
         Why("Cleaning", "its last attempt is being cleared away"),
         Why("Prolog", "its nodes are being prepared"),
         Why("Reservation", "its reservation has not begun"),

@@ -1,10 +1,15 @@
 """Who is to blame: the first cause, from error files, SLURM, the log and the run's own word."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
+from peftkit.config.flags import flags
+from peftkit.config.run import Run
+from peftkit.config.slurm import Slurm
 from peftkit.slurm.blame import REMEDIES, Evidence, blame
+from peftkit.slurm.reasons import KNOWN
 from peftkit.slurm.states import Job
 from peftkit.status import Failure, Status
 
@@ -48,6 +53,21 @@ def test_an_error_file_names_its_kind_and_there_is_something_to_do(kind):
     told = blame(Evidence(failures=[replace(BOOM, kind=kind)]))
     assert (told.kind, told.remedy) == (kind, REMEDIES[kind])
     assert told.remedy
+
+
+def test_the_flags_that_are_named_are_flags():
+    named = {
+        word
+        for text in [*REMEDIES.values(), *map(str, KNOWN.values())]
+        for word in re.findall(r"--[a-z][\w.-]*\w", text)
+    }
+    known = {flag.word for flag in flags(Run, {})} | {"--dry-run", "--out"} | set(map(short, Slurm.model_fields))
+    assert named <= known
+
+
+def short(name: str) -> str:
+    """As `peftkit submit` knows the section's settings."""
+    return f"--{name.replace('_', '-')}"
 
 
 def test_an_error_counts_more_than_the_time_limit_that_ended_the_rest():

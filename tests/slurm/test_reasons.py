@@ -10,6 +10,8 @@ from peftkit.slurm.states import Job, moment, read_squeue
 RECORDED = Path(__file__).parent / "recorded"
 JOBS = {job.id: job for job in read_squeue((RECORDED / "squeue.txt").read_text())}
 """Jobs of a real SLURM; of one that was requeued the last line counts."""
+LIMITED = {job.id: job for job in read_squeue((RECORDED / "limits.txt").read_text())}
+"""Jobs under limits of a quality of service, where accounts are kept in a database."""
 REASONS = (RECORDED / "reasons.txt").read_text().split()
 """All words of Slurm 22.05 for limits of accounts and qualities of service."""
 
@@ -25,7 +27,7 @@ REASONS = (RECORDED / "reasons.txt").read_text().split()
         ("647445", "it needs job 647443, which did not succeed", "cancel it", "never"),
         ("647477", "it begins when job 647476 has succeeded", "", "alone"),
         ("647485", "down, drained or reserved (node2)", "--slurm.exclude", "by someone"),
-        ("647481", "nodes that it needs are down, drained or reserved", "--slurm.exclude", "by someone"),
+        ("647481", "nodes that it needs are down, drained or kept for jobs before it", "sinfo -R", "alone"),
     ],
 )
 def test_recorded_jobs(job, text, way_out, ends):
@@ -82,6 +84,19 @@ def test_every_limit_has_words(word):
 def test_limits(word, text, ends):
     told = why(Job("1", "PENDING", word))
     assert (text in told.text, told.ends) == (True, ends)
+
+
+@pytest.mark.parametrize(
+    ("job", "text", "ends"),
+    [
+        ("651560", "as much is in use as the quality of service's limit allows (running jobs)", "alone"),
+        ("651564", "as much is in use as the quality of service's limit allows (nodes)", "alone"),
+        ("651565", "it asks for more time than the quality of service's limit for one job", "never"),
+    ],
+)
+def test_recorded_limits(job, text, ends):
+    told = why(LIMITED[job])
+    assert (told.text, told.ends) == (text, ends)
 
 
 def test_an_unknown_reason_is_told_as_it_is():

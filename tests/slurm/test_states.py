@@ -23,8 +23,11 @@ from peftkit.slurm.states import (
 from peftkit.status import Status
 
 RECORDED = Path(__file__).parent / "recorded"
-"""Slurm 22.05.8: squeue and scontrol with jobs in many states, and `sacct -c` where only a file of finished jobs is kept."""
-SQUEUE, SCONTROL, SACCT = ((RECORDED / f"{name}.txt").read_text() for name in ("squeue", "scontrol", "sacct-c"))
+"""Slurm 22.05.8: squeue and scontrol with jobs in many states, `sacct` of a database (slurmdbd on MariaDB), and `sacct -c`
+where only a file of finished jobs is kept."""
+SQUEUE, SCONTROL, SACCT, SACCT_C = (
+    (RECORDED / f"{name}.txt").read_text() for name in ("squeue", "scontrol", "sacct", "sacct-c")
+)
 UNKNOWN_JOB = Said(1, err="slurm_load_jobs error: Invalid job id specified")
 AWAY = Said(1, err="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 NO_DATABASE = Said(1, err="Slurm accounting storage is disabled")
@@ -81,6 +84,24 @@ def test_a_requeued_job_has_restarts():
     assert [(job.state, job.restarts) for job in told] == [("RUNNING", 0), ("PENDING", 1)]
 
 
+def test_what_sacct_tells():
+    jobs = {job.id: job for job in read_sacct(SACCT)}
+    assert len(jobs) == len(SACCT.splitlines())
+    told = {job: (jobs[job].state, jobs[job].exit_code, jobs[job].signal) for job in jobs}
+    assert told["651485"] == ("FAILED", 3, 0)
+    assert told["651489"] == ("FAILED", 0, 9)
+    assert told["651486_1"] == ("FAILED", 1, 0)
+    assert [told[job][0] for job in ("651492", "651493", "651494")] == ["NODE_FAIL", "TIMEOUT", "COMPLETED"]
+    assert (jobs["651487"].state, jobs["651487"].reason) == ("CANCELLED", "by 0")
+    assert (jobs["651484"].name, jobs["651485"].name, jobs["651486_1"].raw) == ("ok|name", "two words", "651491")
+
+
+def test_a_database_knows_what_the_controller_has_forgotten():
+    ask = said(squeue=UNKNOWN_JOB, scontrol=UNKNOWN_JOB, sacct=Said(0, SACCT))
+    assert look(["651493"], ask).jobs["651493"].state == "TIMEOUT"
+    assert [job.id for job in look(["651486"], ask).of("651486")] == ["651486_0", "651486_1", "651486_2"]
+
+
 def test_sacct_names_who_cancelled():
     (job,) = read_sacct("7_1|9|CANCELLED by 1000|0:15|2026-11-25T22:57:20|Unknown|node[1-2]|a|b\n")
     assert (job.id, job.raw, job.state, job.reason, job.signal, job.ends, job.name) == (
@@ -130,7 +151,7 @@ def test_the_database_runs_late():
 def test_a_file_of_finished_jobs_knows_how_a_forgotten_job_ended():
     answer = look(
         ["647440", "647468", "647442", "647467_1"],
-        said(squeue=UNKNOWN_JOB, scontrol=UNKNOWN_JOB, sacct=NO_DATABASE, completion=Said(0, SACCT)),
+        said(squeue=UNKNOWN_JOB, scontrol=UNKNOWN_JOB, sacct=NO_DATABASE, completion=Said(0, SACCT_C)),
     )
     told = {job.id: (job.state, job.exit_code) for job in answer.jobs.values()}
     # 647468 was requeued once: its last line counts. 647442's name has a space, on which the file's reader stumbles.
@@ -138,7 +159,7 @@ def test_a_file_of_finished_jobs_knows_how_a_forgotten_job_ended():
 
 
 def test_a_requeued_jobs_first_end_is_not_believed_while_the_controller_is_away():
-    assert look(["647471"], said(squeue=AWAY, sacct=NO_DATABASE, completion=Said(0, SACCT))).jobs == {}
+    assert look(["647471"], said(squeue=AWAY, sacct=NO_DATABASE, completion=Said(0, SACCT_C))).jobs == {}
 
 
 def test_an_arrays_number_stands_for_all_its_tasks():
