@@ -17,7 +17,9 @@ from peftkit.run_folder import RunFolder
 
 USAGE = """\
 peftkit submit --config run.yaml --nodes 2 --gpus-per-node 8 --time 4h --partition gpu
-peftkit submit --model ORG/NAME --data F.jsonl --strategy lora --time 90m --dry-run"""
+peftkit submit --model ORG/NAME --data F.jsonl --strategy lora --time 90m --dry-run
+peftkit submit --config run.yaml --then "eval test.jsonl" "export merged"    jobs that follow when it is done
+peftkit submit --config run.yaml --array '{optim.lr: [1e-4, 2e-4], seed: [1, 2]}' --array-limit 2    four runs"""
 INTRODUCTION = """\
 Every setting of `peftkit train` may be given; those of the section `slurm` have short names here: --nodes is --slurm.nodes.
 Defaults of your cluster lie in $PEFTKIT_SITE, or ~/.config/peftkit/slurm.yaml (`slurm: {partition: gpu, account: ...}`), below

@@ -53,6 +53,33 @@ def test_how_each_stands_and_why(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
+def test_who_is_to_blame_when_slurm_ends_a_run(cluster: Cluster, tmp_path: Path) -> None:
+    once = ("--no-requeue",)
+    late = submit(cluster, tmp_path / "late", 9000, 0.1, options=("--time=1", *once))
+    node = submit(cluster, tmp_path / "node", 9000, 0.1, options=("--nodelist=node3", *once))
+    gone = submit(cluster, tmp_path / "gone", 9000, 0.1, options=once)
+    mute = submit(cluster, tmp_path / "mute", "not a number", options=once)
+    for entry in (late, node, gone):
+        until(lambda entry=entry: (Path(entry.run) / "status.json").exists(), entry.run)
+    cluster.run("scontrol", "update", f"jobid={late.job}", "endtime=now+2seconds")  # SLURM looks every 30 s
+    cluster.run("scancel", gone.job)
+    cluster.set_down("node3")
+    for entry in (late, node, gone, mute):
+        cluster.wait(entry.job)
+    rows = {Path(row.run).name: row for row in listing(ask=asking(cluster)).rows}
+    told = {name: (row.state, row.reason.split(": ")[0]) for name, row in rows.items()}
+    assert told == {
+        "late": ("failed", "time limit"),
+        "node": ("failed", "node"),
+        "gone": ("cancelled", rows["gone"].reason),
+        "mute": ("failed", "code"),
+    }
+    assert rows["gone"].reason.startswith("it was cancelled")
+    assert "(node3)" in rows["node"].reason
+    assert "exit code 1" in rows["mute"].reason
+
+
+@pytest.mark.slurm
 def test_what_can_never_start_is_cancelled_with_what_follows_it_and_the_first_is_named(
     cluster: Cluster, tmp_path: Path
 ) -> None:
