@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from peftkit.cli.screen import plain, stdout
+from peftkit.cli.screen import plain
 from peftkit.cli.words import Parser
 from peftkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peftkit.flows.jobs import Row
 
 WHICH = "a run's folder, a job's number, an array's number or TASK of it (12_3)"
 
@@ -31,7 +35,7 @@ def jobs(words: list[str]) -> int:
         return 0
     for line in [*found.told, *([found.problem] if found.problem else [])]:
         _say(line)
-    _table([row.cells for row in found.rows])
+    _list(found.rows)
     return 0
 
 
@@ -99,16 +103,15 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _table(rows: list[list[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
+def _list(rows: list[Row]) -> None:
+    """A line for each, and one below it with the reason: a column would leave no room for a sentence."""
     if not rows:
         _say("no jobs: peftkit submit makes one")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("job", "run", "what", "state", "step", "left", "why"):
-        table.add_column(title, overflow="fold", no_wrap=title in ("job", "state", "step", "left"))
-    for row in rows:
-        table.add_row(*map(Text, map(plain, row)))
-    stdout().print(table)
+    lines = [["job", "state", "step", "left", "run"], *(row.cells for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    reasons = ["", *(row.told for row in rows)]
+    for line, reason in zip(lines, reasons, strict=True):
+        _say("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]))
+        if reason:
+            _say(f"{' ' * widths[0]}  {reason}")

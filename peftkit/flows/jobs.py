@@ -40,10 +40,16 @@ class Row:
 
     @property
     def cells(self) -> list[str]:
-        """What the table shows of it."""
+        """Job, state, step, time left and run, as they are shown."""
         progress = f"{self.step}/{self.steps}" if self.steps else ""
         left = span(self.left) if self.left is not None and self.state in ("starting", "running") else ""
-        return [self.job, _near(self.run), self.what, self.state, progress, left, self.reason + self._expected()]
+        what = "" if self.what == "train" else f" ({self.what})"
+        return [self.job, self.state, progress, left, f"{_near(self.run)}{what}"]
+
+    @property
+    def told(self) -> str:
+        """Why it stands so, as it is shown."""
+        return self.reason + self._expected()
 
     def _expected(self) -> str:
         if self.state != "waiting" or not self.starts or self.starts < time.time() + 60:

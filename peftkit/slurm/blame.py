@@ -77,7 +77,8 @@ def _error_file(evidence: Evidence) -> Verdict | None:
     if cause is None or cause.kind in CONSEQUENCES:
         return None
     where = f" at step {cause.step}" if cause.step else ""
-    who = f"process {cause.process} of {cause.processes} on {cause.host}, {_clock(cause.time)}{where}"
+    process = f"process {cause.process} of {cause.processes} " if cause.processes > 1 else ""
+    who = f"{process}on {cause.host}, {_clock(cause.time)}{where}"
     return Verdict(cause.kind, f"{_short(cause)} ({who})", REMEDIES[cause.kind], cause)
 
 

@@ -6,9 +6,10 @@ SLURM leaves them in the queue for ever, where the site did not choose otherwise
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from peftkit.slurm.ask import ask as ask_slurm
-from peftkit.slurm.ledger import Entry, entries
+from peftkit.slurm.ledger import Entry, enter, entries
 from peftkit.slurm.reasons import why
 from peftkit.slurm.states import Ask
 from peftkit.slurm.work import Work, followers, look_at
@@ -33,6 +34,8 @@ def is_hopeless(work: Work) -> bool:
 def _end(entry: Entry, because: str, ended: set[str], ask: Ask) -> Iterator[str]:
     said = ask("scancel", entry.job)
     ended.add(entry.job)
+    if said.code == 0:
+        enter(replace(entry, cancelled=because))
     done = "cancelled" if said.code == 0 else f"could not be cancelled ({said.complaint})"
     yield f"job {entry.job} ({entry.what}) {done}: {because}"
 

@@ -31,6 +31,8 @@ class Entry:
     """Its log, where that is not the run's own."""
     after: str = ""
     """The job on whose success it depends."""
+    cancelled: str = ""
+    """Why peftkit itself has cancelled it, in a sentence."""
     tasks: tuple[str, ...] = ()
     """An array's run folders, by the number of the task."""
     submitted: float = field(default_factory=time.time)

@@ -97,6 +97,8 @@ class Work:
         state = self.state.state
         if self.job and state == "waiting":
             return str(why(self.job))
+        if state == "cancelled" and self.entry.cancelled:
+            return self.entry.cancelled
         if state in ("failed", "cancelled", "stopped"):
             return f"{self.verdict.kind}: {self.verdict.text}" if self.verdict.kind != state else self.verdict.text
         if state == "unknown":

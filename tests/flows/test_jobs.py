@@ -98,13 +98,16 @@ def test_what_can_never_start_is_cancelled_with_what_follows_it_and_the_first_is
         return bool(told)
 
     until(cancelled, "the cancellation", pause=0.5)
-    cause = f"it needs job {parent.job} (train, {run}), which did not succeed (data: row 7 has no text (process 0 of 1 "
+    cause = f"it needs job {parent.job} (train, {run}), which did not succeed (data: row 7 has no text (on "
     assert told[0].startswith(f"job {jobs[1]} (eval) cancelled: {cause}")
     assert told[1:] == [f"job {jobs[2]} (export) cancelled: it needs job {jobs[1]}, which was cancelled"]
     assert [cluster.wait(job)["JobState"] for job in jobs[1:]] == ["CANCELLED", "CANCELLED"]
     shown = cluster.run(sys.executable, "-m", "peftkit", "jobs", "--json")
-    states = {row["job"]: row["state"] for row in json.loads(shown.stdout)["jobs"]}
-    assert states == dict(zip(jobs, ["failed", "cancelled", "cancelled"], strict=True))
+    rows = json.loads(shown.stdout)["jobs"]
+    assert [(row["job"], row["state"]) for row in rows] == list(
+        zip(jobs, ["failed", "cancelled", "cancelled"], strict=True)
+    )
+    assert rows[1]["reason"].startswith(cause), "why is known afterwards, too"
 
 
 def test_without_slurm_the_runs_own_words_are_listed_and_that_is_said(tmp_path):
