@@ -88,6 +88,7 @@ def _quoted(word: str) -> str:
 
 def software(slurm: Slurm) -> Iterator[str]:
     """Lines that make peftkit's environment on a node; the others inherit it from the first."""
+    yield "STOP=; trap STOP=USR1 USR1; trap STOP=TERM TERM  # until there is a training to stop"
     yield 'fail() { echo "peftkit submit: $*" >&2; exit 2; }'
     if slurm.modules:
         yield "command -v module >/dev/null || . /etc/profile"
@@ -175,10 +176,10 @@ PEFTKIT_END_TIME=$(date -d "$(job EndTime)" +%s 2>/dev/null) && export PEFTKIT_E
 # A signal becomes a file, on which all processes agree at the end of a step; sent to Python, it would end a worker of its.
 # One that a user made (touch RUN/stop) is empty, and holds for the attempt that is to begin.
 [ ! -s "$RUN/stop" ] || rm -f "$RUN/stop"
-STOP=
 stop() { STOP=$1; say "$1: asking the training to save and end"; [ -e "$RUN/stop" ] || echo "$1" >"$RUN/stop"; }
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
+[ -z "$STOP" ] || stop "$STOP"
 
 # Wait for srun, which signals do not end; sets CODE.
 finish() {

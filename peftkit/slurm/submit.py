@@ -32,6 +32,8 @@ LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "OMPI_", "PALS_")
 """Variables of a job from within which another one is submitted: that one would take them for its own."""
 STAYS = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 TRIES = 3
+LOOKED_AT = ("Resources", "Priority", "Dependency", "BeginTime", "JobArrayTaskLimit")
+"""Reasons of a job that SLURM has looked at and will start; before that it says None, or PartitionConfig."""
 REFUSAL_SECONDS = 6.0
 """How long SLURM takes to look at a new job and say that it will never start."""
 
@@ -107,7 +109,7 @@ def _refused(said: Said) -> str:
 
 HINTS = {
     "Requested node configuration": "; no node has so much: sinfo -o '%P %D %c %m %G' shows what there is",
-    "invalid partition": "; sinfo -s lists the partitions: --partition",
+    "nvalid partition": "; sinfo -s lists the partitions: --partition",
     "Invalid account": "; sacctmgr show associations user=$USER lists yours: --account, --qos",
     "Invalid qos": "; sacctmgr show associations user=$USER lists yours: --qos",
     "time limit": "; sinfo -o '%P %l' shows the partitions' limits: --time",
@@ -147,7 +149,7 @@ def refusal(job: str, seconds: float = REFUSAL_SECONDS) -> str:
         for found in look([job]).of(job):
             if why := never_starts(found):
                 return str(why)
-            if found.phase != "waiting" or found.reason not in ("", "None"):
+            if found.phase != "waiting" or found.reason in LOOKED_AT:
                 return ""
         time.sleep(0.3)
     return ""

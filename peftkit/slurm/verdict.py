@@ -75,8 +75,10 @@ def decide(ending: Ending, max_requeues: int) -> Decision:
     status = ending.status
     if status and status.state == "done":
         return Decision("done", "done", f"done after {status.steps} steps")
-    if ending.state == "CANCELLED":
-        return Decision("stopped", "cancelled", "it was cancelled", StoppedError.exit_code)
+    if ending.state not in ("RUNNING", ""):
+        # What SLURM ends itself is cancelled, or put back by SLURM: to put it back from here would undo a cancellation.
+        why = "SLURM itself ended it: it was cancelled, preempted, or lost a node"
+        return Decision("stopped", "cancelled", why, StoppedError.exit_code)
     if status and status.state == "stopped" and ending.by_hand:
         return Decision("stopped", "stopped", "it was asked to stop, by touch RUN/stop", StoppedError.exit_code)
     if ending.preflight:

@@ -135,7 +135,7 @@ class Cluster:
     def run(self, *words: str | Path, timeout: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a command where the controller runs, with `more` in its environment; stderr is in stdout."""
         return subprocess.run(
-            [*self._in("control"), *map(str, words)],
+            [*self.entering("control"), *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -189,7 +189,7 @@ class Cluster:
             self._boot(node)
         (self.folder / f"spool-{node}").mkdir(exist_ok=True)
         self._start(
-            f"{node}.slurmd", *self._in(node), "slurmd", "-D", "-N", node, "-f", str(self.folder / "slurm.conf")
+            f"{node}.slurmd", *self.entering(node), "slurmd", "-D", "-N", node, "-f", str(self.folder / "slurm.conf")
         )
 
     def kill_slurmd(self, node: str) -> None:
@@ -228,8 +228,14 @@ class Cluster:
         return self.run("sinfo", "--noheader", "--nodes", node, "--format", "%T").stdout.split("\n")[0].strip()
 
     def wait_idle(self, *nodes: str, timeout: float = 120) -> None:
-        idle = ["idle"] * len(nodes)
-        until(lambda: [self.node_state(node) for node in nodes] == idle, lambda: self._unwell(nodes), timeout, 0.2)
+        """Until the nodes are up and answer, and no job is left."""
+
+        def idle() -> bool:
+            # What sinfo calls mixed may be idle: it sees what was allocated a second before, until something else happens.
+            up = all(self.node_state(node) in ("idle", "mixed", "allocated") for node in nodes)
+            return up and not self.run("squeue", "--noheader").stdout
+
+        until(idle, lambda: self._unwell(nodes), timeout, 0.2)
 
     def stop_controller(self) -> None:
         """As a controller that crashed: jobs go on."""
@@ -238,7 +244,7 @@ class Cluster:
         found.wait()
 
     def start_controller(self) -> None:
-        self._start("slurmctld", *self._in("control"), "slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
+        self._start("slurmctld", *self.entering("control"), "slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
 
     @contextmanager
     def without_names(self) -> Iterator[None]:
@@ -345,14 +351,14 @@ class Cluster:
         until(ready.exists, lambda: f"{name}: {(self.folder / f'{name}.out').read_text()}")
         (self._inside[name],) = started.children() if "--fork" in more else [psutil.Process(started.pid)]
 
-    def _in(self, name: str) -> list[str]:
+    def entering(self, name: str) -> list[str]:
         """The words in front of a command that is to run there."""
         pid = str(self._inside[name].pid)
         process_too = [] if name == "control" else ["--pid"]
         return ["nsenter", "--target", pid, "--net", "--uts", "--mount", *process_too, f"--wdns={Path.cwd()}", "--"]
 
     def _ip(self, *words: str) -> None:
-        subprocess.run([*self._in("control"), "ip", *words], check=True)
+        subprocess.run([*self.entering("control"), "ip", *words], check=True)
 
     def _start(self, name: str, *words: str) -> psutil.Popen:
         """Start a daemon, which does not outlive this process."""
@@ -369,7 +375,8 @@ class Cluster:
         return started
 
     def _unwell(self, nodes: Sequence[str]) -> str:
-        return f"idle nodes: { {node: self.node_state(node) for node in nodes} }\n{self.logs(10)}"
+        shown = "\n".join(self.run(*words.split()).stdout for words in ("squeue", "scontrol show node"))
+        return f"idle nodes: { {node: self.node_state(node) for node in nodes} }\n{shown}\n{self.logs(10)}"
 
 
 def until(holds: Callable[[], bool], what: str | Callable[[], str], timeout: float = 60, pause: float = 0.02) -> None:
