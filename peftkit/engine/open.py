@@ -14,6 +14,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
 
+from peftkit.engine.compiled import building
 from peftkit.engine.ds_config import Config, offload_devices, offloads_optimizer, stage_of
 from peftkit.engine.optim import Group, Optimizer, parameter_groups
 from peftkit.engine.statistics import hold_frozen
@@ -94,6 +95,9 @@ def open_engine(
     if not groups:
         raise ModelError("no weight trains: --strategy froze all of them")
     optimizer = optim.build(groups, offloads_optimizer(config))
+    if "nvme" in offload_devices(config):
+        with building("async_io"):
+            deepspeed.ops.op_builder.AsyncIOBuilder().load()
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     _check_gradients(engine.optimizer)
     return Engine(engine, stage_of(config), hold_frozen(model))

@@ -68,8 +68,11 @@ class AdamW(Optimizer, name="adamw"):
         if offloaded:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+            from peftkit.engine.compiled import building
+
             try:
-                return DeepSpeedCPUAdam(groups, betas=self.betas, eps=self.eps, adamw_mode=self.decoupled)
+                with building("cpu_adam"):
+                    return DeepSpeedCPUAdam(groups, betas=self.betas, eps=self.eps, adamw_mode=self.decoupled)
             except RuntimeError as problem:
                 raise ConfigError(
                     f"--deepspeed offloads the optimizer: DeepSpeed compiles its own --optim {self.name} for that, and failed;"

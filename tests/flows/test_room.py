@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from peftkit.cli.main import main
+from peftkit.engine import checkpoint
 from peftkit.engine.checkpoint import verify
 from peftkit.flows.attempt import Attempt
 from peftkit.run_folder import RunFolder
@@ -111,3 +113,41 @@ def contents(out: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     found: dict[str, Any] = {str(file.relative_to(out)): file.read_bytes() for file in files}
     return found | {"rows": [{**row, "seconds": 0, "memory": 0} for row in rows]}
+
+
+@pytest.mark.launch
+def test_in_the_background_or_not_the_run_is_the_same(data: Path, tmp_path: Path, server: Server) -> None:
+    for name in ("true", "false"):
+        more = ["--checkpoint.asynchronous", name, "--deepspeed", "zero1"]
+        world = server.start(words(data, tmp_path / name, *more), tmp_path / "said", 2)
+        assert [one.wait() for one in world] == [0, 0], world[0].said()
+        rows = [json.loads(line) for line in (tmp_path / name / "saves.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [2, 4, 6, 8]
+        newest = tmp_path / name / "checkpoints/step-000008"
+        assert rows[-1]["bytes"] == sum(file.stat().st_size for file in newest.iterdir())
+        assert "saved step-000002: 0.5 MB in " in world[0].said()
+    assert contents(tmp_path / "true") == contents(tmp_path / "false")
+
+
+def a_disk_that_hangs_and_a_training_that_fails() -> None:
+    """In the training's own process."""
+    advance = Attempt.advance
+
+    def hang(*words: Any) -> None:
+        time.sleep(3600)
+
+    def then(self: Attempt, step: int) -> None:
+        advance(self, step)
+        if step == 3:
+            raise RuntimeError("boom")
+
+    checkpoint.save_file = hang  # type: ignore[assignment]
+    Attempt.advance = then  # type: ignore[method-assign]
+
+
+@pytest.mark.launch
+def test_a_save_that_hangs_keeps_no_failed_training_alive(data: Path, tmp_path: Path, server: Server) -> None:
+    hook = {"PEFTKIT_TEST_HOOK": "tests.flows.test_room:a_disk_that_hangs_and_a_training_that_fails"}
+    (one,) = server.start(words(data, tmp_path / "run"), tmp_path / "said", **hook)
+    assert one.wait(timeout=90) == 1
+    assert "boom" in one.said() and RunFolder(tmp_path / "run").checkpoint_steps() == []

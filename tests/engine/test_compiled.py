@@ -1,0 +1,47 @@
+"""A build that was killed does not stop the next start, and one that is under way is waited for."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from peftkit.engine import compiled
+from peftkit.engine.compiled import building
+
+
+@pytest.fixture
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file by which torch says that an operator is being built."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", f"{tmp_path}")
+    (tmp_path / "cpu_adam").mkdir()
+    return tmp_path / "cpu_adam/lock"
+
+
+def test_what_a_killed_build_left_is_taken_away(mark: Path) -> None:
+    mark.touch()
+    with building("cpu_adam"):
+        assert not mark.exists()
+
+
+def test_a_build_of_somebody_elses_is_waited_for(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "LOOK_EVERY", 0.01)
+    mark.touch()
+    entered: list[float] = []
+
+    def enter() -> None:
+        with building("cpu_adam"):
+            entered.append(time.monotonic())
+
+    with subprocess.Popen(["sleep", "100"], cwd=mark.parent) as compiler:
+        waiting = Thread(target=enter)
+        waiting.start()
+        time.sleep(0.5)
+        assert mark.exists() and not entered
+        compiler.kill()
+        compiler.wait()
+        waiting.join(60)
+    assert entered and not mark.exists()
