@@ -17,7 +17,7 @@ from peftkit.engine.ds_config import offload_devices, stage_of
 from peftkit.engine.memory import Held, available, forget_peak, held, is_out_of_memory, peak, size, used
 from peftkit.engine.open import Engine, choose_precision
 from peftkit.engine.world import World
-from peftkit.errors import ConfigError, OutOfMemoryError
+from peftkit.errors import ConfigError, OutOfMemoryError, PeftkitError
 from peftkit.flows.job import Job
 from peftkit.models.inspect import count, linear_layers, stacks
 
@@ -31,6 +31,8 @@ LORA = 0.02
 """About the share of a model's weights that adapters are."""
 LAYER_INPUT = 1 / 16
 """About the share of a layer's activations that are its input, which checkpointing keeps."""
+IN_16_BITS = 3 / 8
+"""About the share of the layers' activations that 16 bits save: norms and softmax keep fp32 copies."""
 LOGITS = 3
 """The logits, their fp32 copy's probabilities and their gradient."""
 
@@ -66,7 +68,7 @@ def told_when_full(run: Run, world: World, meter: Meter, step: Callable[[], int]
     try:
         yield
     except Exception as problem:
-        if not is_out_of_memory(problem) or isinstance(problem, OutOfMemoryError):
+        if isinstance(problem, PeftkitError) or not is_out_of_memory(problem):
             raise
         most, left = peak(), available(world)
         # What was computed hangs on the frames of the error: without it there is room to say something.
@@ -139,11 +141,16 @@ def _of_rows(run: Run, job: Job, full: Full) -> Iterator[Remedy]:
         yield Remedy(f"--batch.micro {fewer}", int(full.activations * (1 - fewer / micro)))
     layers = sum(stack.layers for stack in stacks(job.model))
     if not run.model.gradient_checkpointing and layers > 1:
-        inside = max(0, full.activations - logits(run, job))
-        yield Remedy("--model.gradient_checkpointing", int(inside * max(0.0, 1 - 1 / layers - LAYER_INPUT)))
+        saved = inside(run, job, full) * max(0.0, 1 - 1 / layers - LAYER_INPUT)
+        yield Remedy("--model.gradient_checkpointing", int(saved))
     longest = max(job.prepared.train.lengths, default=1)
     if run.task.reads == "text" and longest > 64:
         yield Remedy(f"--data.max_length {longest // 2}", int(full.activations * (1 - (longest // 2) / longest)))
+
+
+def inside(run: Run, job: Job, full: Full) -> int:
+    """The activations of the layers."""
+    return max(0, full.activations - logits(run, job))
 
 
 def logits(run: Run, job: Job) -> int:
@@ -174,7 +181,7 @@ def _of_weights(run: Run, job: Job, full: Full) -> Iterator[Remedy]:
         yield Remedy("--strategy qlora", saved + linear)
     if job.precision == "fp32" and _computes("bf16", job):
         copies = parts.weights // 2 if trainable < 0.1 or stage_of(job.deepspeed) else 0
-        yield Remedy("--precision bf16", copies + full.activations // 2)
+        yield Remedy("--precision bf16", copies + int(inside(run, job, full) * IN_16_BITS))
 
 
 def _computes(precision: str, job: Job) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from torch import Tensor, nn
@@ -135,6 +136,25 @@ def statistics_are_put_back(world: World, folder: Path) -> None:
     engine.close()
 
 
+class Counting(World):
+    """Counts what the processes add up."""
+
+    sums: ClassVar[int] = 0
+
+    def sum(self, *values: float) -> list[float]:
+        type(self).sums += 1
+        return super().sum(*values)
+
+
+def a_good_step_adds_up_twice(world: World, folder: Path) -> None:
+    """Its targets before the passes, its loss and the wishes before the update: that the loss is finite costs no third sum."""
+    engine = opened(Odd(), "zero2", world)
+    counting = Counting(**asdict(world))
+    take(engine, counting, *(step_of(number, world) for number in range(3)))
+    assert Counting.sums == 6
+    engine.close()
+
+
 def wishes_are_counted(world: World, folder: Path) -> None:
     """Every process learns in the same step that one of them wants to stop."""
     engine = opened(Odd(), "zero2", world)
@@ -174,7 +194,7 @@ CHECKS |= {
     for precision in ("fp32", "bf16")
 }
 CHECKS |= {f"weights-{zero}": partial(broken_weights_are_found, zero=zero) for zero in ("zero0", "zero2", "zero3")}
-CHECKS |= {"statistics": statistics_are_put_back, "wishes": wishes_are_counted}
+CHECKS |= {"statistics": statistics_are_put_back, "wishes": wishes_are_counted, "sums": a_good_step_adds_up_twice}
 
 
 @pytest.mark.launch
