@@ -22,7 +22,7 @@ from peftkit.run_folder import RunFolder
 from peftkit.slurm.ledger import Entry, enter
 from peftkit.slurm.script import Place, sbatch_script
 from peftkit.slurm.states import look
-from peftkit.slurm.submit import Record, cancel, new_token, read_record, refusal, write_record
+from peftkit.slurm.submit import Record, cancel, find, new_token, read_record, refusal, write_record
 from peftkit.slurm.submit import submit as send
 from peftkit.status import read_status
 
@@ -91,17 +91,18 @@ def array_folder(run: Run) -> Path:
 
 
 def there_already(run: Run, folder: RunFolder) -> Submitted | None:
-    """The array job of these runs, if a task of it waits or runs."""
+    """The array job of these runs, if a task of it waits or runs. PeftkitError if nobody is there to ask."""
     record = read_record(folder)
-    jobs = look([record.job]).of(record.job) if record and record.job else []
-    if not record or not any(job.phase in ("waiting", "running") for job in jobs):
+    known = find(record) if record else None
+    jobs = look([known.array]).of(known.array) if known else []
+    if not known or not any(job.phase in ("waiting", "running") for job in jobs):
         return None
     if other := changed(run, folder):
         raise ConfigError(
-            f"{folder.path} has job {record.job}, which was submitted with another --{', --'.join(sorted(other))};"
-            f" peftkit cancel {record.job} ends it, or name another --out"
+            f"{folder.path} has job {known.array}, which was submitted with another --{', --'.join(sorted(other))};"
+            f" peftkit cancel {known.array} ends it, or name another --out"
         )
-    return Submitted(folder.path, record.job, "same")
+    return Submitted(folder.path, known.array, "same")
 
 
 def _submit(run: Run, folder: RunFolder, runs: list[Run]) -> Submitted:

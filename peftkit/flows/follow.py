@@ -12,6 +12,7 @@ from peftkit.config.run import Run
 from peftkit.errors import PeftkitError
 from peftkit.run_folder import RunFolder
 from peftkit.slurm.chain import follower_script
+from peftkit.slurm.hopeless import end_hopeless
 from peftkit.slurm.ledger import Entry, enter, entries
 from peftkit.slurm.script import Place
 from peftkit.slurm.states import mine
@@ -23,6 +24,9 @@ LIVING = ("waiting", "starting", "running", "done")
 
 def follow(run: Run, folder: RunFolder, record: Record | None, done: bool = False) -> list[str]:
     """The jobs of all commands that follow; what has none gets one. A run that is `done` is waited for no more."""
+    # Of a job that failed before: what waited for that one waits in vain.
+    before = [entry for entry in entries() if entry.run == str(folder.path) and not entry.trains]
+    list(end_hopeless(look_at(before)))
     after = "" if done or record is None else record.job
     jobs = []
     for number, command in enumerate(run.slurm.then, start=1):

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from peftkit.config.read import read
-from peftkit.errors import ConfigError
-from peftkit.flows.array import array_folder, combinations, preview_array
+from peftkit.errors import ConfigError, PeftkitError
+from peftkit.flows.array import array_folder, combinations, preview_array, there_already
 from peftkit.run_folder import RunFolder
-from peftkit.status import Status, write_status
-from tests.slurm.cluster import Cluster
+from peftkit.slurm.submit import Record, write_record
+from peftkit.status import Status, read_status, write_status
+from tests.slurm.cluster import Cluster, until
 from tests.slurm.desk import Desk
 
 
@@ -44,6 +45,34 @@ def test_three_runs_of_which_one_fails(cluster: Cluster, tmp_path: Path, monkeyp
     assert cluster.wait(f"{again}_1")["JobState"] == "COMPLETED", desk.logs("runs")
     assert f"{again}_0" not in cluster.run("squeue", "--states=all", "--array", "--format=%i").stdout
     assert "is done: nothing was submitted" in desk.submit("runs", *array)
+
+
+@pytest.mark.launch
+@pytest.mark.slurm
+def test_a_task_is_put_back_alone_and_all_are_cancelled_together(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last task's own number is the whole array's: what means the task alone may not go by it."""
+    monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
+    desk = Desk(cluster, tmp_path)
+    long = ("--steps=100000", "--checkpoint.every=50000")
+    (job,) = re.findall(r"job (\d+)", desk.submit("runs", "--array={seed: [1, 2]}", *long))
+    first, last = (RunFolder(run) for run in sorted((tmp_path / "runs").glob("0*")))
+
+    def step(folder: RunFolder) -> int:
+        status = read_status(folder.status)
+        return status.step if status and status.state == "running" else 0
+
+    until(lambda: min(step(first), step(last)) > 2, lambda: desk.logs("runs"), 200)
+    assert cluster.job(f"{job}_1")["JobId"] == job
+    cluster.run("scancel", "--signal=USR1", "--batch", f"{job}_1")
+    until(lambda: cluster.job(f"{job}_1")["Restarts"] == "1", lambda: desk.logs("runs"), 200, pause=0.3)
+    assert (cluster.job(f"{job}_0")["Restarts"], step(first) > 2) == ("0", True)
+    said = desk.peftkit("cancel", job)
+    assert f"job {job}_0 (train, {first.path}) has stopped; step " in said
+    for task in (f"{job}_0", f"{job}_1"):
+        assert cluster.wait(task)["JobState"] in ("CANCELLED", "FAILED")
+    assert f"{job}_0: == stopped" in desk.peftkit("watch", job, "--no-log", code=75)
 
 
 def the_run(out: Path, array: dict[str, object], *words: str):
@@ -95,6 +124,13 @@ def test_what_is_done_is_left_out_of_the_next_job(tmp_path):
     text = preview_array(run)
     assert "#SBATCH --array=0,2%2\n" in text
     assert "FIRST_ATTEMPTS=(0 5 5)" in text
+
+
+def test_while_nobody_can_say_whether_it_is_queued_nothing_is_submitted(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
+    write_record(RunFolder(tmp_path), Record("token", "12"))
+    with pytest.raises(PeftkitError, match="does not answer"):
+        there_already(the_run(tmp_path, {"seed": [1, 2]}), RunFolder(tmp_path))
 
 
 def test_the_same_array_has_the_same_place(tmp_path, monkeypatch):
