@@ -15,6 +15,7 @@ from peftkit.cli.choices import families
 from peftkit.cli.help import first_sentence
 from peftkit.config.flags import flags
 from peftkit.config.run import Run
+from peftkit.config.slurm import Slurm
 from peftkit.tasks import Task
 from tests.matrix import read_outcomes, render
 
@@ -51,6 +52,7 @@ def test_its_flags_are_settings() -> None:
     known |= {"--help", "--dry-run", "--config", "--to", "--num_accelerators", "--nproc-per-node", "--strategy.rank"}
     for name in Task.registry:
         known |= {"--" + ".".join(flag.path) for flag in flags(Run, {("task",): Task.registry[name]})}
+    known |= {f"--{name.replace('_', '-')}" for name in Slurm.model_fields} | {"--now"}  # of submit and cancel
     known |= {"--fix", "--json", "--by", "--bootstrap", "--metrics"}  # of data check and eval
     known |= {"--optm.lr"}  # misspelt, to show what happens
     assert not set(re.findall(r"--[a-z][\w.-]*", README.read_text())) - known
