@@ -66,8 +66,9 @@ def limited(data: Path, out: Path, mib: int, *more: str) -> CompletedProcess[str
         "false",
     ]
     words += ["--deepspeed", "zero0"]  # the others take 200 MiB to reduce gradients in
-    # More arenas of malloc take address space that nobody uses.
-    return run([sys.executable, "-c", LIMITED, str(mib), *words, *more], MALLOC_ARENA_MAX="1", OMP_NUM_THREADS="1")
+    # A limit of the address space counts what malloc keeps in pieces: let it keep one heap, and no tensor in it.
+    malloc = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    return run([sys.executable, "-c", LIMITED, str(mib), *words, *more], OMP_NUM_THREADS="1", **malloc)
 
 
 @pytest.mark.launch
