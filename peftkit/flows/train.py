@@ -20,7 +20,7 @@ from peftkit.config.read import write
 from peftkit.config.run import Run
 from peftkit.config.trust import remember
 from peftkit.data.batches import steps_per_epoch
-from peftkit.engine.checkpoint import PARTIAL, Progress, newest
+from peftkit.engine.checkpoint import PARTIAL, Progress, newest, prune
 from peftkit.engine.ds_config import ACCUMULATION, MICRO
 from peftkit.engine.open import Engine
 from peftkit.engine.saver import Saver
@@ -296,6 +296,9 @@ def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) 
         for step in folder.checkpoint_steps():
             if step > progress.step:
                 remove(folder.checkpoint(step), PARTIAL)
+        prune(
+            folder, job.run.checkpoint.keep, progress.best_step
+        )  # what killed the last start may have come before that
     world.wait()
 
 

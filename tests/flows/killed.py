@@ -114,8 +114,8 @@ class Trials:
         self.seconds = time.monotonic() - start
         self.events = [int((self._desk("whole") / f"{n}.events").read_text()) for n in range(self.case.processes)]
 
-    def kill(self, name: str, draw: random.Random) -> None:
-        """Go on with the run, and kill it at some instant."""
+    def kill(self, name: str, draw: random.Random) -> bool:
+        """Go on with the run, and kill it at some instant; False if it came to its end before that."""
         process, everyone = draw.randrange(self.case.processes), draw.random() < 0.5
         by_the_clock = draw.random() < 0.4
         event = 0 if by_the_clock else 1 + draw.randrange(self.events[process])
@@ -128,8 +128,10 @@ class Trials:
             time.sleep(seconds)
             for one in world if everyone else [world[process]]:
                 one.kill()
-        self.killed += self._end(world)
+        was_killed = self._end(world)
+        self.killed += was_killed
         self._is_sound(name, exported)
+        return was_killed
 
     def ends_as_if_nothing_had_been(self, name: str) -> None:
         """Go on to the end; that is bit for bit the one of the run that was left alone."""

@@ -67,6 +67,15 @@ def test_a_folder_that_may_not_be_written(data: Path, tmp_path: Path, refused: R
         assert f"--out {tmp_path}/new cannot be made (Read-only file system); name a folder elsewhere" in said
 
 
+def test_what_is_one_too_many_goes_at_the_next_start(data: Path, tmp_path: Path) -> None:
+    """Killed between its last checkpoint and the removal of an old one, a run is done when it is started again."""
+    assert main(words(data, tmp_path / "run", "--checkpoint.keep", "3")) == 0
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoint_steps() == [4, 6, 8]
+    assert main(words(data, tmp_path / "run", "--checkpoint.keep", "2", "--resume")) == 0
+    assert folder.checkpoint_steps() == [6, 8]
+
+
 def fill_at_step_3() -> None:
     """In the training's own process: another one fills the disk."""
     advance = Attempt.advance
