@@ -28,6 +28,7 @@ from peftkit.slurm.script import Place, sbatch_script
 from peftkit.slurm.states import merged
 from peftkit.slurm.submit import Record, cancel, find, new_token, read_record, refusal
 from peftkit.slurm.submit import submit as send
+from peftkit.slurm.verdict import attempts
 from peftkit.status import read_status
 
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".conll", ".gz", ".zst", ".gguf")
@@ -92,8 +93,8 @@ def preview(run: Run) -> str:
 def script_of(run: Run, folder: RunFolder, token: str = "") -> str:
     """The text of the script."""
     status = read_status(folder.status)
-    first = status.attempt + 1 if status else 0
-    return sbatch_script(run.slurm, Place(folder.path, Path.cwd(), sys.executable, token, first))
+    before = [status.attempt if status else -1, *(row["attempt"] for row in attempts(folder))]
+    return sbatch_script(run.slurm, Place(folder.path, Path.cwd(), sys.executable, token, max(before) + 1))
 
 
 def place_of(run: Run) -> Path:

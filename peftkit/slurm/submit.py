@@ -33,7 +33,9 @@ LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "OMPI_", "PALS_")
 STAYS = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 TRIES = 3
 LOOKED_AT = ("Resources", "Priority", "Dependency", "BeginTime", "JobArrayTaskLimit")
-"""Reasons of a job that SLURM has looked at and will start; before that it says None, or PartitionConfig."""
+"""Reasons of a job that SLURM has looked at and will start; before that it says None."""
+VAGUE = "PartitionConfig"
+"""What SLURM says of a job before it says which of the partition's limits is in the way."""
 REFUSAL_SECONDS = 6.0
 """How long SLURM takes to look at a new job and say that it will never start."""
 
@@ -144,15 +146,17 @@ def _from_attempts(folder: RunFolder, record: Record) -> str:
 
 def refusal(job: str, seconds: float = REFUSAL_SECONDS) -> str:
     """Why the job will never start as it was asked for; nothing if SLURM has said no such thing within that time."""
-    end = time.monotonic() + seconds
+    end, told = time.monotonic() + seconds, ""
     while time.monotonic() < end:
         for found in look([job]).of(job):
             if why := never_starts(found):
-                return str(why)
-            if found.phase != "waiting" or found.reason in LOOKED_AT:
+                told = str(why)
+                if why.reason != VAGUE:
+                    return told
+            elif found.phase != "waiting" or found.reason in LOOKED_AT:
                 return ""
         time.sleep(0.3)
-    return ""
+    return told
 
 
 def cancel(job: str) -> None:

@@ -26,8 +26,8 @@ RUN = (
     "--strategy=full",
     "--batch.total=8",
     "--batch.micro=2",
-    "--steps=12",
-    "--checkpoint.every=4",
+    "--steps=120",
+    "--checkpoint.every=40",
     "--no-eval.before",
 )
 
@@ -116,8 +116,8 @@ class Unlucky(Chat, name="unlucky"):
 def whole(desk: Desk) -> str:
     """A run that nothing happens to; it was submitted three times."""
     first = desk.submit("whole")
-    assert desk.submit("whole") == desk.submit("whole", "--steps=12") == first, "one job for one run"
-    said = desk.submit("whole", "--steps=13", code=2)
+    assert desk.submit("whole") == desk.submit("whole", "--steps=120") == first, "one job for one run"
+    said = desk.submit("whole", "--steps=121", code=2)
     assert f"has job {first}" in said and "another --steps" in said
     assert desk.wait("whole", first)["JobState"] == "COMPLETED", desk.log("whole", first)[-6000:]
     return first
@@ -125,7 +125,7 @@ def whole(desk: Desk) -> str:
 
 def test_a_run_is_submitted_once_and_ends_with_its_model(desk: Desk, whole: str) -> None:
     status = read_status(desk.run("whole").status)
-    assert status and (status.state, status.step, status.job, status.processes) == ("done", 12, whole, 2)
+    assert status and (status.state, status.step, status.job, status.processes) == ("done", 120, whole, 2)
     (end,) = desk.ends("whole")
     assert (end["verdict"], end["attempt"]) == ("done", 0)
     assert (
@@ -159,7 +159,7 @@ def test_stopped_and_put_back_is_bit_for_bit_uninterrupted(desk: Desk, cluster: 
     steps = [
         json.loads(line)["step"] for line in desk.run("turns").metrics.read_text().splitlines() if '"split"' not in line
     ]
-    assert steps == list(range(1, 13)), "every step once"
+    assert steps == list(range(1, 121)), "every step once"
 
 
 def test_a_training_that_takes_longer_than_its_time_goes_on(desk: Desk, cluster: Cluster) -> None:
@@ -213,6 +213,17 @@ def test_a_node_that_shows_too_few_gpus_is_named_before_the_training_starts(desk
     assert desk.wait("gpus", job)["JobState"] == "FAILED"
     assert desk.ends("gpus")[0]["why"].startswith("node2 shows 1 GPU to 2 processes"), desk.log("gpus", job)
     assert read_status(desk.run("gpus").status) is None
+
+
+def test_a_run_that_makes_room_for_a_more_urgent_job_goes_on_after_it(desk: Desk, cluster: Cluster) -> None:
+    job = desk.submit("polite", "--steps=100000", "--checkpoint.every=50000", "--data.holdout=0")
+    desk.wait_for_step("polite", job, 2)
+    urgent = cluster.submit("--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    assert cluster.wait(urgent)["JobState"] == "COMPLETED"
+    until(lambda: len(attempts(desk.run("polite"))) == 3, lambda: desk.log("polite", job)[-6000:], 200)
+    (turn,) = desk.ends("polite")
+    assert turn["verdict"] == "again" and turn["step"] >= 2, turn
+    cluster.run("scancel", job)
 
 
 def test_a_job_that_is_cancelled_stays_so(desk: Desk, cluster: Cluster) -> None:

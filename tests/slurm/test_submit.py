@@ -103,7 +103,7 @@ def test_a_controller_that_is_away_is_no_answer(
     cluster.stop_controller()
     try:
         with entered(cluster, tmp_path, monkeypatch), pytest.raises(PeftkitError, match="controller does not answer"):
-            find(Record("abc", "1"))
+            find(Record("abc"))
     finally:
         cluster.start_controller()
 
