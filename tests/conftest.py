@@ -30,6 +30,7 @@ HEAVY = {"trained": "promises", "cluster": "slurm", "server": "forked", "togethe
 """Fixtures that take long to make, and what the tests that share one are called."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `-n 2 --dist loadgroup`: what shares something heavy stays in one worker, so does a file; the heaviest begin."""
     groups = {id(item): group_of(item) for item in items}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 
 from peftkit.cli.words import Parser
 
@@ -35,6 +35,6 @@ def run(words: list[str]) -> int:
 
 def _version(name: str) -> str:
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return "run from its sources" if name == "peftkit" else "not installed"

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pydantic
@@ -230,3 +231,10 @@ def test_nor_does_an_unexpected_error(monkeypatch, capsys):
         if log := re.search(r"(/\S+\.log)", said):
             assert "ValueError: for (hidden)" in Path(log[1]).read_text()
             Path(log[1]).unlink()
+
+
+@pytest.mark.parametrize("words", [["version"], ["--version"]])
+def test_the_versions_are_those_that_are_installed(words, capsys):
+    assert cli.main(words) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["pydantic"] == metadata.version("pydantic") and said["torch"] == metadata.version("torch")
