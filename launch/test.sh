@@ -15,6 +15,6 @@ mypy
 echo "Linted and typed after $SECONDS s; now the tests"
 case " $* " in
     *" tests/"*) exec python -m pytest "$@" ;;
-    # All of it: on two workers; what shares something heavy stays together (tests/conftest.py).
-    *) exec python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@" ;;
+    # All of it: on two workers; what shares something heavy stays together (tests/workers.py).
+    *) exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" ;;
 esac

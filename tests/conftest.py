@@ -17,6 +17,8 @@ from tests.forked import Server
 from tests.launch import torchrun
 from tests.slurm.cluster import Cluster, missing
 
+pytest_plugins = ["tests.workers"]
+
 # The first example imports what the oracle needs, which takes longer than the 200 ms that it may.
 settings.register_profile("peftkit", deadline=None)
 settings.load_profile("peftkit")
@@ -24,26 +26,6 @@ settings.load_profile("peftkit")
 # Before torch is imported: two threads that spin on a shared core are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-HEAVY = {"trained": "promises", "cluster": "slurm", "server": "forked", "together": "together"}
-"""Fixtures that take long to make, and what the tests that share one are called."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadgroup`: what shares something heavy stays in one worker, so does a file; the heaviest begin."""
-    groups = {id(item): group_of(item) for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[id(item)]))
-    order = [*HEAVY.values(), "real"]
-    items.sort(key=lambda item: order.index(groups[id(item)]) if groups[id(item)] in order else len(order))
-
-
-def group_of(item: pytest.Item) -> str:
-    shared = [name for fixture, name in HEAVY.items() if fixture in getattr(item, "fixturenames", ())]
-    is_real = item.get_closest_marker("real") is not None
-    return shared[0] if shared else "real" if is_real else item.nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session", autouse=True)
