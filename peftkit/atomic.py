@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import socket
 from pathlib import Path
 
 EXCHANGE = 2
 """renameat2's flag: the two names change places in one instant."""
 AT_CWD = -100
-OLD, PART = ".old", ".part"
+OLD, PART, ASIDE = ".old", ".part", ".aside"
 
 
 def write_whole(path: Path, text: str) -> None:
     """Let `path` hold `text`, or stay as it was: no reader, and no crash, meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    beside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{PART}")  # pids are alike on two machines
     try:
         with beside.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -49,6 +50,14 @@ def recover(folder: Path) -> None:
     if old.is_dir() and not folder.exists():
         old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def put_aside(folder: Path) -> None:
+    """Let the folder lie under another name: `step-000006.aside`, or `.aside-2`, ..."""
+    number, aside = 2, folder.with_name(f"{folder.name}{ASIDE}")
+    while aside.exists():
+        number, aside = number + 1, folder.with_name(f"{folder.name}{ASIDE}-{number}")
+    folder.rename(aside)
 
 
 def remove(folder: Path, suffix: str) -> None:

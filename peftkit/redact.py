@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 HIDDEN = "(hidden)"
@@ -26,12 +28,18 @@ PARAMETER = re.compile(
     re.IGNORECASE,
 )
 HEADER = re.compile(r"(?P<start>\b(bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+"""Of a request. Plain text says `basic`, too: only what is said goes through it, no setting."""
 SHAPES = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b")
 """Tokens that are known by their looks, wherever they were read from."""
 
 
 def redact(text: str) -> str:
-    """The text with (hidden) in place of every secret that this process knows of, or that looks like one."""
+    """What is said, with (hidden) in place of every secret that this process knows of, or that looks like one."""
+    return HEADER.sub(rf"\g<start>{HIDDEN}", redact_setting(text))
+
+
+def redact_setting(text: str) -> str:
+    """The same of a setting, which is read again: nothing of it goes that is no secret."""
     for secret in secrets():
         if secret in text:
             text = text.replace(secret, HIDDEN)
@@ -39,7 +47,16 @@ def redact(text: str) -> str:
         text = USER_IN_URL.sub(rf"\g<start>{HIDDEN}@", PASSWORD_IN_URL.sub(rf"\g<start>:{HIDDEN}@", text))
     if "=" in text:
         text = PARAMETER.sub(rf"\g<start>{HIDDEN}", text)
-    return SHAPES.sub(HIDDEN, HEADER.sub(rf"\g<start>{HIDDEN}", text))
+    return SHAPES.sub(HIDDEN, text)
+
+
+def redact_all(value: Any, hide: Callable[[str], str] = redact_setting) -> Any:
+    """The same list or mapping with `hide` done to each text in it: numbers and the structure stay what they are."""
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, dict):
+        return {redact_all(key, hide): redact_all(item, hide) for key, item in value.items()}
+    return [redact_all(item, hide) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def secrets() -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from peftkit.atomic import write_whole
-from peftkit.redact import redact
+from peftkit.redact import redact, redact_all
 from peftkit.run_folder import RunFolder
 
 State = Literal["starting", "running", "stopped", "done", "failed"]
@@ -64,7 +64,7 @@ class Failure:
 
 def write_status(path: Path, status: Status) -> None:
     """Replace the file by one that is whole."""
-    write_whole(path, redact(json.dumps(asdict(status), indent=1)))
+    write_whole(path, json.dumps(redact_all(asdict(status), redact), indent=1))
 
 
 def read_status(path: Path) -> Status | None:
@@ -74,7 +74,9 @@ def read_status(path: Path) -> Status | None:
 
 def write_failure(folder: RunFolder, failure: Failure) -> None:
     """Write the process's error file."""
-    write_whole(folder.error(failure.attempt, failure.process), redact(json.dumps(asdict(failure), indent=1)))
+    write_whole(
+        folder.error(failure.attempt, failure.process), json.dumps(redact_all(asdict(failure), redact), indent=1)
+    )
 
 
 def read_failures(folder: RunFolder, attempt: int) -> list[Failure]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.redact import redact, redact_file
+from peftkit.redact import redact, redact_all, redact_file
 
 TOKEN = "a-token/with+signs"  # noqa: S105
 SECRET_NAMES = (
@@ -82,3 +82,19 @@ def test_a_file_is_masked_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         redact_file(log)
         writer.write(b"later\n")
     assert log.read_bytes() == b"\xff begin " + b"*" * len(TOKEN) + b" end\nlater\n"
+
+
+def test_settings_keep_what_is_no_secret() -> None:
+    """Labels and prompts are read again, and learnt."""
+    held = {
+        "labels": ["Basic Materials", "Bearer instruments"],
+        "prefix": "Explain in basic language: ",
+        "seed": 20240101,
+    }
+    assert redact_all(held) == held
+    assert redact("Basic instruments") == "Basic (hidden)", "what is said may lose a word"
+
+
+def test_a_secret_of_digits_breaks_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "20240101")
+    assert redact_all({"seed": 20240101, "path": ["a/20240101/b"]}) == {"seed": 20240101, "path": ["a/(hidden)/b"]}

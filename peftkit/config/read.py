@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from peftkit.config.settle import Layer, Setting, Settled, flag_layer, layer
 from peftkit.config.trust import unasked
 from peftkit.config.words import split
 from peftkit.errors import ConfigError
-from peftkit.redact import redact
+from peftkit.redact import redact_all, redact_setting
 from peftkit.registry import did_you_mean
 
 MAY_DIFFER = (
@@ -65,7 +64,7 @@ def chosen(words: Sequence[str]) -> Settled:
 
 def write(run: Run) -> str:
     """The run as YAML, all settings written out; `read` of it gives the same run, without secrets (`https://host/?token=(hidden)`)."""
-    return redact(yaml.dump(run.model_dump(mode="json")))
+    return yaml.dump(redact_all(run.model_dump(mode="json")))
 
 
 def load(file: Path) -> Run:
@@ -81,7 +80,7 @@ def load(file: Path) -> Run:
 
 def decisive(run: Run) -> dict[str, Any]:
     """The settings that decide what is learnt, as YAML has them: those that a resumed run may not be told anew. No secrets."""
-    tree: dict[str, Any] = json.loads(redact(json.dumps(run.model_dump(mode="json"))))
+    tree: dict[str, Any] = redact_all(run.model_dump(mode="json"))
     for name in MAY_DIFFER:
         _leave_out(tree, tuple(name.split(".")))
     return tree
@@ -202,8 +201,8 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str, 
     if isinstance(old, Section) and type(old) is type(new):
         for name in type(old).model_fields:
             yield from differences(getattr(old, name), getattr(new, name), f"{path}.{name}" if path else name)
-    elif old != new and redact(str(old)) != redact(str(new)):  # a secret is not in the file
-        yield path, redact(_show(old)), redact(_show(new))
+    elif old != new and redact_setting(str(old)) != redact_setting(str(new)):  # a secret is not in the file
+        yield path, redact_setting(_show(old)), redact_setting(_show(new))
 
 
 def _show(value: Any) -> str:

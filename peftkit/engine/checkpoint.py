@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peftkit.atomic import put_in_place, remove, synchronise
+from peftkit.atomic import OLD, put_in_place, recover, remove, synchronise
 from peftkit.engine.average import AVERAGE
 from peftkit.engine.identity import Identity, difference
 from peftkit.engine.open import Engine
@@ -264,11 +264,12 @@ def verify(folder: Path) -> list[str]:
     """What is wrong with a checkpoint, a sentence each; nothing if it is good."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest.get("format", FORMAT) != FORMAT:
+            return [f"{folder}: format {manifest.get('format')}, and this peftkit reads {FORMAT}"]
         files, processes = dict(manifest["files"]), range(manifest["processes"])
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        _ = int(manifest["step"]), int(manifest["zero"]), manifest["run"], manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         return [f"{folder}: its manifest.json cannot be read: {problem}"]
-    if manifest.get("format") != FORMAT:
-        return [f"{folder}: format {manifest.get('format')}, and this peftkit reads {FORMAT}"]
     parts = [_part(kind, index, len(processes)) for kind in KINDS for index in processes]
     unlisted = [name for name in ["progress.json", *parts] if name not in files]
     problems = [f"{folder}: its manifest.json does not list {name}" for name in unlisted]
@@ -278,9 +279,16 @@ def verify(folder: Path) -> list[str]:
             problems.append(f"{folder}: its manifest.json lists {name}, which is no file of this folder")
         elif not path.is_file():
             problems.append(f"{folder}: {name} is missing")
-        elif sha256(path) != digest:
-            problems.append(f"{folder}: {name} is damaged (its sha256 is not the manifest's)")
+        elif told := _damage(path, digest):
+            problems.append(f"{folder}: {name} {told}")
     return problems
+
+
+def _damage(path: Path, digest: str) -> str:
+    try:
+        return "" if sha256(path) == digest else "is damaged (its sha256 is not the manifest's)"
+    except OSError as problem:
+        return f"cannot be read ({problem.strerror or problem})"
 
 
 def prune(run: RunFolder, keep: int, best_step: int | None) -> None:
@@ -299,6 +307,8 @@ def sha256(path: Path) -> str:
 
 def _newest(run: RunFolder, mine: Identity | None) -> tuple[Path, dict[str, Any], list[str]] | list[str] | None:
     passed_over: list[str] = []
+    for old in run.checkpoints.glob(f"*{OLD}"):
+        recover(old.with_suffix(""))
     for step in reversed(run.checkpoint_steps()):
         folder = run.checkpoint(step)
         problems = verify(folder)

@@ -161,7 +161,8 @@ class Saver:
                 raise CheckpointError(problem)
         files = {name: digest for _, digests in everyones for name, digest in digests.items()}
         complete(beside, final, files, taken, self._world, self._base, self._identity)
-        prune(self._run, self._keep, taken.progress.best_step)
+        with suppress(OSError):  # what cannot be deleted now is at the next save, or start
+            prune(self._run, self._keep, taken.progress.best_step)
 
     def _farewell(self, bug: BaseException) -> None:
         """What this process could not foresee, the others must hear of, too."""
@@ -224,7 +225,7 @@ class Writing:
         """Until it is over."""
         while self._thread.is_alive():
             self._thread.join(0.5)  # with a limit, so that signals are still heard
-        beat()
+            beat()  # writing is no hanging, however long it takes
 
     def give_up(self, seconds: float) -> None:
         """Wait so long for the others, and as long again for its own files alone."""

@@ -109,7 +109,7 @@ class Stopper:
         if now - self._looked < LOOK_EVERY:
             return ""
         self._looked = now
-        if self.stop_file and self.stop_file.exists():
+        if self.stop_file and os.path.exists(self.stop_file):  # noqa: PTH110  unlike pathlib's, it bears with NFS
             return f"there is a file {self.stop_file}"
         gone = [name for process, name in self._launchers if not process.is_running()]
         return f"{gone[0]}, which started this process, has gone" if gone else ""
@@ -128,7 +128,7 @@ def _end_at_second(pipe: int) -> None:
     """Read the numbers of signals; end the program at the second request."""
     first: float | None = None
     while numbers := os.read(pipe, 16):
-        for number in numbers:
+        for number in filter(SIGNALS.__contains__, numbers):  # others may have handlers of their own
             if first is not None and time.monotonic() - first > ONE_REQUEST:
                 os._exit(128 + number)
             first = first or time.monotonic()

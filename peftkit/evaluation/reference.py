@@ -5,6 +5,7 @@ A preference is learnt against a reference model. That is the model at its start
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,23 @@ LENGTHS = "_lengths"
 
 
 def join_reference(
-    model: Any, batches: Batches, store: Store, task: Task, world: World, folder: Path, first_time: bool
+    model: Any,
+    batches: Batches,
+    store: Store,
+    task: Task,
+    world: World,
+    folder: Path,
+    first_time: bool,
+    pause: Callable[[], None] = beat,
 ) -> None:
     """Put the reference's numbers beside the features of `store`: computed before the first step, else read from `folder`.
 
-    Every process calls it. Raises FileNotFoundError if they are neither there nor can be computed any more, CheckpointError
+    Every process calls it; `pause` is called between two batches.
+    Raises FileNotFoundError if they are neither there nor can be computed any more, CheckpointError
     if they are of other rows.
     """
     if first_time:
-        found = reference_values(model, batches, len(store), task, world)
+        found = reference_values(model, batches, len(store), task, world, pause)
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
             for name, column in {**found, LENGTHS: np.asarray(store.lengths)}.items():
@@ -45,14 +54,16 @@ def join_reference(
     store.join({name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in task.reference})
 
 
-def reference_values(model: Any, batches: Batches, windows: int, task: Task, world: World) -> dict[str, Any]:
+def reference_values(
+    model: Any, batches: Batches, windows: int, task: Task, world: World, pause: Callable[[], None] = beat
+) -> dict[str, Any]:
     """On the first process, the numbers of each of so many windows, fp32; on the others zeros."""
     training = model.training
     model.eval()
     mine: list[tuple[int, dict[str, float]]] = []
     with torch.no_grad():
         for numbers, batch in batches:
-            beat()
+            pause()
             batch = on_device(batch, world.device)
             values = task.reference_values(forward(model, task, batch), batch)
             rows = zip(*(values[name].tolist() for name in task.reference), strict=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.exporters.base import Exporter, Reading
-from peftkit.redact import redact
+from peftkit.redact import redact_all
 from peftkit.tasks import Task
 
 MANUAL = "peftkit.json"
@@ -43,7 +43,7 @@ class Manual:
             "generate": dict(self.generate),
             "files": sorted(path.name for path in folder.iterdir() if path.name not in FOR_PEOPLE),
         }
-        (folder / MANUAL).write_text(redact(json.dumps(held, indent=1)) + "\n", encoding="utf-8")
+        (folder / MANUAL).write_text(json.dumps(redact_all(held), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path, trust: bool = False) -> Manual:

@@ -73,7 +73,7 @@ def to_write(job: Job, folder: RunFolder, done: int) -> Writing:
     saves = saves_left(done, job.steps, every)
     there = sum(step <= done for step in folder.checkpoint_steps())
     weights = trained_weights(job)
-    of_each = 4 + run.optim.state_bytes + 4 * (run.regularize.ema is not None)
+    of_each = 4 + run.optim.state_bytes + 4 * (run.regularize.ema is not None) + 4 * bool(run.regularize.pull)
     return Writing(
         checkpoint=checkpoint_bytes(weights, of_each, job.world.processes),
         checkpoints=more_at_once(there, saves, run.checkpoint.keep),

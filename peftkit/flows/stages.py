@@ -13,6 +13,7 @@ from peftkit.engine.loop import Learnt, Step, steps
 from peftkit.engine.noise import add_noise
 from peftkit.engine.open import Engine, open_engine
 from peftkit.engine.pull import pull_back
+from peftkit.engine.pulse import beat
 from peftkit.engine.random_state import seed_all
 from peftkit.engine.state import capture, load_weights, restore
 from peftkit.evaluation.reference import join_reference
@@ -95,10 +96,14 @@ def opened(job: Job) -> Engine:
     return engine
 
 
-def join_references(job: Job, engine: Engine, folder: RunFolder, first_time: bool) -> None:
+def join_references(
+    job: Job, engine: Engine, folder: RunFolder, first_time: bool, pause: Callable[[], None] = beat
+) -> None:
     """The numbers of the model before its first step, for a task that learns against it."""
     for split in ("train", "validation", "test", "anchor"):
         store, task = job.prepared.store(split), job.run.task
         if store is not None:
             batches = job.evaluation(store, None)
-            join_reference(engine.deepspeed, batches, store, task, job.world, folder.reference / split, first_time)
+            join_reference(
+                engine.deepspeed, batches, store, task, job.world, folder.reference / split, first_time, pause
+            )

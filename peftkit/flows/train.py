@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import psutil
 
-from peftkit.atomic import PART, remove, write_whole
+from peftkit.atomic import PART, put_aside, write_whole
 from peftkit.config.read import write
 from peftkit.config.run import Run
 from peftkit.config.trust import remember
@@ -86,6 +86,7 @@ def carry_through(run: Run, attempt: Attempt, stopper: Stopper) -> None:
         progress = carry_out(
             Underway(job, folder, teller, attempt, stopper, saver_of(job, attempt, stopper, teller), meter)
         )
+    stopper.release()
     if world.first:
         with chatter_to(folder.log(0), run.verbose), told_when_no_room(folder.path):
             finish(job, folder, progress, teller)
@@ -145,7 +146,10 @@ def all_between(now: Underway, engine: Engine, fresh: bool) -> Engine:
     """From the first evaluation to the last one, with all steps; the engine that took the last step."""
     job, progress = now.job, now.progress
     if job.run.task.reference:
-        join_references(job, engine, now.folder, first_time=fresh)
+        try:
+            join_references(job, engine, now.folder, fresh, now.pause)
+        except StoppedError:
+            stop(now)
     now.teller.start(job.steps, progress.step)
     if not progress.step:
         before_first(now, engine)
@@ -155,6 +159,8 @@ def all_between(now: Underway, engine: Engine, fresh: bool) -> Engine:
     if not last:
         for current, step in all_steps(job, engine, progress, now.stopper.wish):
             engine = now.meter.engine = current  # a stage of unfreezing opens another one
+            if step.skipped:
+                now.saver.join()  # it may be the last good one
             tell_step(job, now.folder, progress, step, now.teller)
             now.attempt.advance(step.step)
             now.stopper.took(step.seconds)
@@ -200,6 +206,7 @@ def between(now: Underway, engine: Engine) -> bool:
 
 def save_now(now: Underway, engine: Engine) -> None:
     """Begin a checkpoint of where the run stands."""
+    now.saver.join()
     check_weights(engine, now.folder, now.progress, now.job.world)
     now.saver.save(engine, now.progress)
 
@@ -264,13 +271,18 @@ def _claim(run: Run) -> Path | str:
         return _unlinked(run.out)
     if RunFolder(run.out).config.exists():
         return f"--out {run.out} belongs to another run; go on with that one with --resume, or name another folder"
-    if run.out.exists() and (not run.out.is_dir() or {entry.name for entry in run.out.iterdir()} - BEFORE_IT_BEGAN):
+    if run.out.exists() and (not run.out.is_dir() or _begun(run.out)):
         return f"--out {run.out} holds something else; name a new folder"
     try:
         run.out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         return f"--out {run.out} cannot be made ({problem.strerror or problem}); name a folder elsewhere"
     return run.out
+
+
+def _begun(folder: Path) -> set[str]:
+    """What lies in a folder beyond what a start leaves that came to nothing."""
+    return {entry.name for entry in folder.iterdir() if not entry.name.endswith(PART)} - BEFORE_IT_BEGAN
 
 
 def _unlinked(folder: Path) -> Path | str:
@@ -292,13 +304,13 @@ def begin_folder(job: Job, folder: RunFolder, progress: Progress, world: World) 
         for half_written in folder.path.glob(f"*{PART}"):
             half_written.unlink()
         for leftover in folder.checkpoints.glob(f"*{PARTIAL}"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         for step in folder.checkpoint_steps():
-            if step > progress.step:
-                remove(folder.checkpoint(step), PARTIAL)
-        prune(
-            folder, job.run.checkpoint.keep, progress.best_step
-        )  # what killed the last start may have come before that
+            if step > progress.step:  # none that could be gone on from: maybe another version's
+                put_aside(folder.checkpoint(step))
+        with suppress(OSError):
+            # What killed the last start may have come before that.
+            prune(folder, job.run.checkpoint.keep, progress.best_step)
     world.wait()
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peftkit.redact import redact
+from peftkit.redact import redact_all
 
 
 class JsonLines:
@@ -28,7 +28,7 @@ class JsonLines:
 
     def write(self, row: dict[str, Any]) -> None:
         """One row as one line. A number that is not finite becomes null: JSON has no word for it."""
-        self.waiting += (redact(json.dumps(_plain(row), allow_nan=False, ensure_ascii=False)) + "\n").encode()
+        self.waiting += (json.dumps(redact_all(_plain(row)), allow_nan=False, ensure_ascii=False) + "\n").encode()
         self._write()
 
     def close(self) -> None:

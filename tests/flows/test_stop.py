@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -110,6 +111,28 @@ def test_before_the_first_step_there_is_nothing_to_save(runs: Runs) -> None:
     (alone,) = runs.start("early", processes=1, **hook, TEST_DO=f"{int(signal.SIGINT)}")
     assert alone.wait() == 130 and "interrupted" in alone.said()
     assert not (runs.out("early") / "checkpoints").exists()
+
+
+def test_a_checkpoint_that_a_kill_left_between_two_names_is_found(runs: Runs) -> None:
+    """Where a file system cannot exchange two names, the old folder has another one for a moment."""
+    copied = RunFolder(shutil.copytree(runs.out("whole"), runs.out("between")))
+    for step in copied.checkpoint_steps():
+        copied.checkpoint(step).rename(copied.checkpoint(step).with_name(f"step-{step:06d}.old"))
+    world = runs.start("between")
+    assert [one.wait() for one in world] == [0, 0], world[0].said()
+    assert f"going on from {copied.checkpoint(STEPS)}" in world[0].said()
+    assert runs.is_whole("between") and not list(copied.checkpoints.glob("*.old"))
+
+
+def test_what_is_passed_over_is_kept_aside(runs: Runs) -> None:
+    """It may be another version's, or of help to whoever looks for what damaged it."""
+    copied = RunFolder(shutil.copytree(runs.out("whole"), runs.out("aside")))
+    (copied.checkpoint(STEPS) / "progress.json").write_text("{")
+    world = runs.start("aside")
+    assert [one.wait() for one in world] == [0, 0], world[0].said()
+    assert "progress.json is damaged" in world[0].said()
+    assert (copied.checkpoints / f"step-{STEPS:06d}.aside/progress.json").read_text() == "{"
+    assert runs.is_whole("aside")
 
 
 def test_a_launcher_that_has_gone_is_a_wish_to_stop(runs: Runs, tmp_path: Path) -> None:
