@@ -109,6 +109,10 @@ class RunFolder:
         """`job` is its number, or `%j` for SLURM to fill in."""
         return self.slurm / f"job-{job}.log"
 
+    def succeeded(self, job: str) -> Path:
+        """Is there when the job of a command that follows the run has done its work."""
+        return self.slurm / f"job-{job}.done"
+
     def preflight(self, attempt: int) -> Path:
         return self.slurm / f"preflight-{attempt}.json"
 

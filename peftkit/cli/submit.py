@@ -53,14 +53,16 @@ def run(words: list[str]) -> int:
 def read_settings(words: Sequence[str]) -> Run:
     """The run that the words and the site's defaults ask for; a folder that has been submitted says the rest itself."""
     site = ["--config", str(found)] if (found := site_file()) else []
-    asked = [*site, *long_names(words)]
+    own = long_names(words)
+    asked = [*site, *own]
     out = Settled(Run, [flag_layer(split(asked).flags)]).tree.get("out")
     folder = RunFolder(Path(str(out)))
     if out and folder.config.is_file():
-        return read([*asked, "--resume"])
+        # What was submitted has the site's defaults of that day; below it, those of today would say nothing.
+        return read([*(own if folder.submitted.is_file() else asked), "--resume"])
     if not out or not folder.submitted.is_file():
         return read(asked)
-    settings = read(["--config", str(folder.submitted), *asked])
+    settings = read(["--config", str(folder.submitted), *own])
     if problems := unsaid(settings, asked, folder.submitted):
         raise ConfigError(problems)
     return settings

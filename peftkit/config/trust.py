@@ -12,7 +12,7 @@ from typing import Any
 from peftkit.config.run import Run
 from peftkit.config.slurm import Slurm
 
-SHELL = ("setup", "python", "conda", "venv", "modules", "container", "environment", "sbatch", "then", "array")
+SHELL = ("setup", "python", "conda", "venv", "modules", "container", "mounts", "environment", "sbatch", "then", "array")
 """Settings of `slurm` that say what a node runs."""
 
 

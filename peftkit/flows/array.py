@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from typing import Any
 from peftkit.atomic import write_whole
 from peftkit.config.read import read, write
 from peftkit.config.run import Run
+from peftkit.config.trust import remember
 from peftkit.errors import ConfigError
 from peftkit.flows.out import named_folder
-from peftkit.flows.submit import Submitted, alone, changed, check, need_slurm
+from peftkit.flows.submit import Submitted, alone, changed, check, first_attempt, is_done, need_slurm
 from peftkit.run_folder import RunFolder
 from peftkit.slurm.ledger import Entry, enter
 from peftkit.slurm.script import Place, sbatch_script
 from peftkit.slurm.states import look
 from peftkit.slurm.submit import Record, cancel, find, new_token, read_record, refusal, write_record
 from peftkit.slurm.submit import submit as send
-from peftkit.status import read_status
 
 MOST = 1000
 """Runs of an array; SLURM's own limit (MaxArraySize) is 1001 where nobody set it."""
@@ -95,7 +96,11 @@ def there_already(run: Run, folder: RunFolder) -> Submitted | None:
     record = read_record(folder)
     known = find(record) if record else None
     jobs = look([known.array]).of(known.array) if known else []
-    if not known or not any(job.phase in ("waiting", "running") for job in jobs):
+    if record and known and not record.job:  # sbatch's answer was lost
+        record = replace(record, job=known.array)
+        write_record(folder, record)
+        _enter(record, folder, combinations(run), [int(task) for job in jobs if (task := job.id.partition("_")[2])])
+    if not known or all(job.phase == "ended" for job in jobs):
         return None
     if other := changed(run, folder):
         raise ConfigError(
@@ -111,29 +116,34 @@ def _submit(run: Run, folder: RunFolder, runs: list[Run]) -> Submitted:
         return Submitted(folder.path, "", "done")
     record = Record(new_token(), submitted=time.time(), script=folder.script.name)
     write_whole(folder.submitted, write(run))
+    remember(run)
     for one in runs:
         own = _folder(one)
         own.slurm.mkdir(parents=True, exist_ok=True)
         own.stop.unlink(missing_ok=True)
         write_whole(own.submitted, write(one))
+        remember(one)
     write_whole(folder.script, array_script(run, folder, runs, record.token))
     record = send(folder, record)
-    for number in left:
-        write_record(
-            _folder(runs[number]), Record(record.token, f"{record.job}_{number}", record.cluster, record.submitted)
-        )
-    enter(Entry(record.job, str(folder.path), tasks=tuple(str(one.out) for one in runs)))
-    if why := refusal(record.job):
+    _enter(record, folder, runs, left)
+    if why := refusal(record.job, run.slurm.partition):
         cancel(record.job)
         raise ConfigError(f"SLURM took job {record.job}, but {why}; the job is cancelled")
     return Submitted(folder.path, record.job, "new")
+
+
+def _enter(record: Record, folder: RunFolder, runs: list[Run], tasks: list[int]) -> None:
+    """Write down, for each of these tasks and for the user, what the job's number is."""
+    for number in tasks:
+        write_record(_folder(runs[number]), replace(record, job=f"{record.job}_{number}", script=""))
+    enter(Entry(record.job, str(folder.path), tasks=tuple(str(one.out) for one in runs)))
 
 
 def array_script(run: Run, folder: RunFolder, runs: list[Run], token: str = "") -> str:
     """The script for all runs that are not done."""
     numbers = ",".join(map(str, _left(runs)))
     limit = f"%{run.slurm.array_limit}" if run.slurm.array_limit else ""
-    tasks = tuple((_folder(one).path, _attempts(one)) for one in runs)
+    tasks = tuple((_folder(one).path, first_attempt(_folder(one))) for one in runs)
     place = Place(folder.path, Path.cwd(), sys.executable, token, tasks=tasks)
     return sbatch_script(run.slurm, place, f"--array={numbers}{limit}")
 
@@ -141,14 +151,8 @@ def array_script(run: Run, folder: RunFolder, runs: list[Run], token: str = "") 
 def _left(runs: list[Run]) -> Iterator[int]:
     """The numbers of those that are not done."""
     for number, one in enumerate(runs):
-        status = read_status(_folder(one).status)
-        if not status or status.state != "done":
+        if not is_done(one, _folder(one)):
             yield number
-
-
-def _attempts(one: Run) -> int:
-    status = read_status(_folder(one).status)
-    return status.attempt + 1 if status else 0
 
 
 def _folder(one: Run) -> RunFolder:

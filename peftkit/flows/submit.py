@@ -26,7 +26,7 @@ from peftkit.run_folder import RunFolder
 from peftkit.slurm.ledger import Entry, enter
 from peftkit.slurm.script import Place, sbatch_script
 from peftkit.slurm.states import merged
-from peftkit.slurm.submit import Record, cancel, find, new_token, read_record, refusal
+from peftkit.slurm.submit import Record, cancel, find, new_token, read_record, refusal, write_record
 from peftkit.slurm.submit import submit as send
 from peftkit.slurm.verdict import attempts
 from peftkit.status import read_status
@@ -76,7 +76,7 @@ def _submit(run: Run, folder: RunFolder) -> Submitted:
     write_whole(folder.script, script_of(run, folder, record.token))
     folder.stop.unlink(missing_ok=True)  # of an earlier time
     record = send(folder, record)
-    if why := refusal(record.job):
+    if why := refusal(record.job, run.slurm.partition):
         cancel(record.job)
         raise ConfigError(f"SLURM took job {record.job}, but {why}; the job is cancelled")
     enter(Entry(record.job, str(folder.path)))
@@ -92,9 +92,13 @@ def preview(run: Run) -> str:
 
 def script_of(run: Run, folder: RunFolder, token: str = "") -> str:
     """The text of the script."""
+    return sbatch_script(run.slurm, Place(folder.path, Path.cwd(), sys.executable, token, first_attempt(folder)))
+
+
+def first_attempt(folder: RunFolder) -> int:
+    """The number of the run's next attempt: some failed before they had a status."""
     status = read_status(folder.status)
-    before = [status.attempt if status else -1, *(row["attempt"] for row in attempts(folder))]
-    return sbatch_script(run.slurm, Place(folder.path, Path.cwd(), sys.executable, token, max(before) + 1))
+    return max([status.attempt if status else -1, *(int(row["attempt"]) for row in attempts(folder))]) + 1
 
 
 def place_of(run: Run) -> Path:
@@ -124,20 +128,32 @@ def there_already(run: Run, folder: RunFolder, done: bool = True) -> Submitted |
     record, status = read_record(folder), read_status(folder.status)
     job = find(record, folder) if record else None
     state = merged(job, status).state
-    if job and job.phase in ("waiting", "running"):
+    if record and job and not record.job:  # sbatch's answer was lost
+        write_record(folder, replace(record, job=job.array))
+        enter(Entry(job.array, str(folder.path)))
+    if job and job.phase != "ended":  # a word of SLURM's that is not known here is no end
         if other := changed(run, folder):
             raise ConfigError(
                 f"{folder.path} has job {job.id} ({state}), which was submitted with another --{', --'.join(sorted(other))};"
                 f" peftkit cancel {folder.path} ends it, or name another --out"
             )
         return Submitted(folder.path, job.id, "same")
-    if done and status and status.state == "done":
+    if done and is_done(run, folder):
         return Submitted(folder.path, record.job if record else "", "done")
     if status and not status.job and state in ("starting", "running"):
         raise ConfigError(
             f"{folder.path} is being trained now, on {status.host} without SLURM; touch {folder.stop} stops it"
         )
     return None
+
+
+def is_done(run: Run, folder: RunFolder) -> bool:
+    """Whether the run has come to its end, and is asked for no other one."""
+    status, known = read_status(folder.status), folder.config if folder.config.is_file() else folder.submitted
+    if not status or status.state != "done":
+        return False
+    other = {name for name, _, _ in differences(load(known), run)} if known.is_file() else set()
+    return not other & {"steps", "epochs"}
 
 
 def check(run: Run) -> None:

@@ -29,9 +29,11 @@ NODE_LOST = re.compile(
 OVER = re.compile(SPEAKS + r"DUE TO TIME LIMIT")
 GPU_MEMORY = re.compile(r"OutOfMemoryError: |(?:CUDA|HIP|XPU) out of memory")
 SAID = re.compile(
-    r"^(?:\d+: ?)?(?:\[process \d+\] )?peftkit: (?P<what>wrong settings|error|unexpected error): (?P<text>.+)$"
+    r"^(?:\d+: ?)?(?:\[process \d+\] )?peftkit: (?:\d+ )?(?P<what>wrong settings|error|unexpected error):(?: (?P<text>.+)|\s*)$"
 )
 """A line of peftkit's own on stderr; srun --label puts the task's number before it."""
+BULLET = re.compile(r"^(?:\d+: ?)? *• (?P<text>.+)$")
+"""One of several problems, in the lines below."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def _last_words(evidence: Evidence) -> Verdict | None:
     kind: Kind = "settings" if said[0]["what"] == "wrong settings" else "code"
     if kind == "code" and evidence.job and evidence.job.exit_code == 2:
         kind = "data"
-    return Verdict(kind, said[0]["text"], REMEDIES[kind])
+    listed = dict.fromkeys(found["text"] for line in evidence.log.splitlines() if (found := BULLET.match(line)))
+    return Verdict(kind, said[0]["text"] or "; ".join(listed) or said[0]["what"], REMEDIES[kind])
 
 
 def _exit_code(evidence: Evidence) -> Verdict | None:

@@ -19,7 +19,9 @@ NODES=("${SLURMD_NODENAME:-$(hostname)}")
 export RUN OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
 [ -d "$RUN" ] || fail "there is no $RUN on this node"
 %s
-here %s
+here %s || exit
+touch "$RUN/slurm/job-${SLURM_JOB_ID:-}.done"  # SLURM forgets
+exit 0
 """
 
 

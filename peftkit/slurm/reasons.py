@@ -47,12 +47,19 @@ def why(job: Job, now: float | None = None) -> Why:
     return replace(told, way_out=told.way_out.replace("{job}", job.id))
 
 
-def never_starts(job: Job) -> Why | None:
-    """The reason for which the job will never start as it was asked for, if there is one: look soon after the submission."""
+def never_starts(job: Job, several: bool = False) -> Why | None:
+    """The reason for which the job will never start as it was asked for, if there is one: look soon after the submission.
+
+    Of a job for `several` partitions SLURM names what is in the way in one of them; another one may still take it.
+    """
     if job.phase == "ended" and job.reason == "BadConstraints":
         return KNOWN["BadConstraints"]
     told = why(job) if job.phase == "waiting" else None
-    return told if told and told.is_hopeless else None
+    hopeless = told and told.is_hopeless and not (several and told.reason in OF_ONE_PARTITION)
+    return told if hopeless else None
+
+
+OF_ONE_PARTITION = ("PartitionTimeLimit", "PartitionNodeLimit", "PartitionConfig", "QOSNotAllowed", "AccountNotAllowed")
 
 
 def parents(dependency: str, failed: bool = False) -> list[str]:

@@ -96,7 +96,8 @@ def software(slurm: Slurm) -> Iterator[str]:
             f"module load {quote(name)} || fail {quote(f'module load {name} failed')}" for name in slurm.modules
         )
     if slurm.conda:
-        yield 'eval "$(conda shell.bash hook)" || fail "there is no conda on this node; a module or a line of setup may bring it"'
+        yield 'command -v conda >/dev/null || fail "there is no conda on this node; a module or a line of setup may bring it"'
+        yield 'eval "$(conda shell.bash hook)"'
         yield f"conda activate {quote(slurm.conda)} || fail {quote(f'there is no conda environment {slurm.conda}')}"
     if slurm.venv:
         activate = quote(f"{slurm.venv}/bin/activate")
@@ -171,7 +172,8 @@ export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # some versions of srun do not t
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((SLURM_CPUS_PER_TASK + PROCESSES - 1) / PROCESSES))}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$SIGNAL_SECONDS  # torchrun would end a save after 30 s
 export RUN PEFTKIT_ATTEMPT=$ATTEMPT
-PEFTKIT_END_TIME=$(date -d "$(job EndTime)" +%s 2>/dev/null) && export PEFTKIT_END_TIME
+END=$(SLURM_TIME_FORMAT=standard job EndTime) || END=  # without an answer there is no deadline; to date, nothing is midnight
+if [[ $END == ????-*T* ]] && PEFTKIT_END_TIME=$(date -d "$END" +%s); then export PEFTKIT_END_TIME; fi
 
 # A signal becomes a file, on which all processes agree at the end of a step; sent to Python, it would end a worker of its.
 # One that a user made (touch RUN/stop) is empty, and holds for the attempt that is to begin.
@@ -249,15 +251,17 @@ if [ "$PREFLIGHT" = yes ]; then
         --processes "$PROCESSES" --gpus "$GPUS" "${NODES[@]}" </dev/null &
     finish $!
 fi
-# A run that has begun has its settings in its folder, with what `auto` came to be.
+# A run that has begun has its settings in its folder, with what `auto` came to be. They are named, as whoever submitted it has
+# asked for them: what else is in a folder is asked about in a home, which a node or a container may not have.
 SETTINGS=(--config "$RUN/slurm/run.yaml")
-[ ! "$RUN/config.yaml" -nt "$RUN/slurm/run.yaml" ] || SETTINGS=()
+[ ! "$RUN/config.yaml" -nt "$RUN/slurm/run.yaml" ] || SETTINGS=(--config "$RUN/config.yaml")
 if [ "$CODE" = 0 ] && [ -z "$STOP" ]; then
     # The variables of the task are its own: they are filled in there, not here.
     srun --kill-on-bad-exit=1 --label --export=ALL "${CONTAINER[@]}" bash -c '
         address=$1 port=$2 processes=$3 words=$4; shift 4
         settings=("${@:1:words}") python=("${@:words + 1}")
-        if [ "$SLURM_NNODES" != 1 ] && card=$("${python[@]}" -m peftkit.slurm.network "$address"); then
+        if [ "$SLURM_NNODES" != 1 ] && [ -z "${GLOO_SOCKET_IFNAME:-}" ] &&
+            card=$("${python[@]}" -m peftkit.slurm.network "$address"); then
             export GLOO_SOCKET_IFNAME="$card"
         fi
         exec "${python[@]}" -m torch.distributed.run --nnodes="$SLURM_NNODES" --node-rank="$SLURM_NODEID" \

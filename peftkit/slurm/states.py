@@ -102,15 +102,21 @@ def look(jobs: Sequence[str], ask: Ask = ask) -> Answer:
     if not jobs:
         return Answer()
     said = ask(*squeue_words(), f"--jobs={','.join(jobs)}")
-    heard = not said.is_away
+    heard = _answers(said)
     found = {job.id: job for job in read_squeue(said.out)}
     # Both ask the controller; the other one helps where squeue is wrapped by the site, or prints another form.
-    if heard and not found and "invalid job id" not in said.err.lower() and (said.code or said.out.strip()):
-        for job in jobs:
-            found |= {one.id: one for one in read_scontrol(ask("scontrol", "--oneliner", "show", "job", job).out)}
+    if not said.is_away and not found and (not heard or said.out.strip()):
+        shown = [ask("scontrol", "--oneliner", "show", "job", job) for job in jobs]
+        heard = heard or all(map(_answers, shown))
+        found = {job.id: job for one in shown for job in read_scontrol(one.out)}
     if left := _missing(jobs, found):
         found |= {job.id: job for job in _from_accounting(left, heard, ask)}
     return Answer(found, heard, "" if heard else said.complaint)
+
+
+def _answers(said: Said) -> bool:
+    """Whether it is the controller's word; any other complaint says nothing of a job."""
+    return said.code == 0 or "invalid job id" in said.err.lower()
 
 
 def mine(user: str, ask: Ask = ask) -> Answer:

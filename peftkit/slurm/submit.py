@@ -32,6 +32,8 @@ LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "OMPI_", "PALS_")
 """Variables of a job from within which another one is submitted: that one would take them for its own."""
 STAYS = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
 TRIES = 3
+ON_THE_WAY = 10.0
+"""Seconds within which a submission that was not answered comes to the queue, if it comes."""
 LOOKED_AT = ("Resources", "Priority", "Dependency", "BeginTime", "JobArrayTaskLimit")
 """Reasons of a job that SLURM has looked at and will start; before that it says None."""
 VAGUE = "PartitionConfig"
@@ -64,22 +66,39 @@ def submit(folder: RunFolder, record: Record, send: Callable[[Path], Said] | Non
     """
     send = send or sbatch
     write_record(folder, record)
-    for trial in range(TRIES):
-        said = send(folder.script)
-        if said.code == 0:
-            break
-        if not said.is_away or said.code == NOT_THERE:
-            raise ConfigError(_refused(said))
-        time.sleep(2 * trial)
-        if found := find(record):
-            said = Said(0, f"{found.raw or found.id}\n")
-            break
-    else:
+    said = send_once(folder.script, send, lambda: found.array if (found := find(record)) else "")
+    if said.code and said.is_away and said.code != NOT_THERE:
         raise PeftkitError(f"SLURM's controller does not answer ({said.complaint}); submit again when it does")
-    number, _, cluster = said.out.strip().splitlines()[-1].partition(";")
+    if said.code:
+        raise ConfigError(_refused(said))
+    number, cluster = number_in(said)
     record = replace(record, job=number, cluster=cluster)
     write_record(folder, record)
     return record
+
+
+def send_once(script: Path, send: Callable[[Path], Said], there: Callable[[], str]) -> Said:
+    """What sbatch said. After no answer it is sent again only if `there`, the number of its job in the queue, is known to be none.
+
+    `there` raises where the controller is deaf.
+    """
+    for _ in range(TRIES):
+        said = send(script)
+        if not said.is_away or said.code == NOT_THERE:
+            break
+        time.sleep(ON_THE_WAY)
+        if job := there():
+            return Said(0, job)
+    return said
+
+
+def number_in(said: Said) -> tuple[str, str]:
+    """The job's number and its cluster in sbatch's answer. ConfigError if there is none: a site's own sbatch may refuse so."""
+    number, _, cluster = (said.out.strip().splitlines() or [""])[-1].partition(";")
+    if not number.isdigit():
+        heard = number or (said.complaint if said.err.strip() else "nothing")
+        raise ConfigError(f"SLURM took no job: sbatch gave no job's number, but said {heard}")
+    return number, cluster
 
 
 def sbatch(script: Path) -> Said:
@@ -144,12 +163,13 @@ def _from_attempts(folder: RunFolder, record: Record) -> str:
     return str(rows[-1]["job"]) if rows else ""
 
 
-def refusal(job: str, seconds: float = REFUSAL_SECONDS) -> str:
+def refusal(job: str, partition: str | None = None, seconds: float = REFUSAL_SECONDS) -> str:
     """Why the job will never start as it was asked for; nothing if SLURM has said no such thing within that time."""
+    several = "," in (partition or "")
     end, told = time.monotonic() + seconds, ""
     while time.monotonic() < end:
         for found in look([job]).of(job):
-            if why := never_starts(found):
+            if why := never_starts(found, several):
                 told = str(why)
                 if why.reason != VAGUE:
                     return told

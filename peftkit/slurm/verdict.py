@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +82,7 @@ def decide(ending: Ending, max_requeues: int) -> Decision:
         return Decision("stopped", "cancelled", why, StoppedError.exit_code)
     if status and status.state == "stopped" and ending.by_hand:
         return Decision("stopped", "stopped", "it was asked to stop, by touch RUN/stop", StoppedError.exit_code)
-    if ending.preflight:
+    if ending.preflight and not ending.lost:
         return Decision("failed", "node", " ".join(ending.preflight), PeftkitError.exit_code)
     kind, why, may_pass = _cause(ending)
     if not may_pass:
@@ -106,6 +107,9 @@ def _cause(ending: Ending) -> tuple[str, str, bool]:
             True,
         )
     told = blame(Evidence(status, ending.failures, None, ending.log))
+    # A process whose peers' node has gone may fail with an error of any code's, but not with one of these.
+    if told.failure and told.kind not in (*OUTSIDE, "code"):
+        return told.kind, told.text, False
     if ending.lost:
         return "node", f"{ending.lost} does not answer any more", True
     if told.kind not in OUTSIDE:
@@ -188,9 +192,11 @@ def fruitless(rows: Sequence[dict[str, Any]]) -> int:
 
 
 def _note(folder: RunFolder, **row: Any) -> None:
-    folder.slurm.mkdir(parents=True, exist_ok=True)
-    with folder.attempts.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**row, "time": time.time()}) + "\n")
+    # A disk that is full may not make a failure of a run that is done.
+    with suppress(OSError):
+        folder.slurm.mkdir(parents=True, exist_ok=True)
+        with folder.attempts.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "time": time.time()}) + "\n")
 
 
 def _step(folder: RunFolder) -> int:

@@ -52,7 +52,8 @@ class Work:
     @cached_property
     def state(self) -> JobState:
         if not self.entry.trains:
-            return by_exit(self.job)
+            forgotten = not self.job and self.folder.succeeded(self.entry.job).is_file()
+            return JobState("done", is_over=True) if forgotten else by_exit(self.job)
         first = min((row["attempt"] for row in self.turns), default=0)
         return merged(self.job, self.status, self.heard, first=first)
 

@@ -91,6 +91,19 @@ def test_a_folder_that_was_submitted_says_the_rest(tmp_path: Path) -> None:
         read_settings(["--out", str(folder.path), "--optim.lr", "0.5"])
 
 
+def test_what_was_submitted_stands_above_the_site(tmp_path: Path) -> None:
+    site, folder = tmp_path / "config" / "peftkit" / "slurm.yaml", RunFolder(tmp_path / "run")
+    site.parent.mkdir(parents=True)
+    site.write_text("slurm: {partition: today, account: us}\n")
+    folder.slurm.mkdir(parents=True)
+    folder.submitted.write_text(write(read_settings(["--out", str(folder.path), "--partition", "mine"])))
+    site.write_text("slurm: {partition: tomorrow, account: them}\n")
+    for _ in range(2):
+        again = read_settings(["--out", str(folder.path)])
+        assert (again.slurm.partition, again.slurm.account) == ("mine", "us")
+        folder.config.write_text(folder.submitted.read_text())
+
+
 def test_help_is_of_the_cluster(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "--help"]) == 0
     said = capfd.readouterr().out

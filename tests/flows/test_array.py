@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from peftkit.config.read import read
+from peftkit.config.read import read, write
 from peftkit.errors import ConfigError, PeftkitError
 from peftkit.flows.array import array_folder, combinations, preview_array, there_already
+from peftkit.flows.submit import Submitted
 from peftkit.run_folder import RunFolder
-from peftkit.slurm.submit import Record, write_record
+from peftkit.slurm.ledger import entries
+from peftkit.slurm.submit import Record, read_record, write_record
 from peftkit.status import Status, read_status, write_status
 from tests.slurm.cluster import Cluster, until
 from tests.slurm.desk import Desk
@@ -131,6 +134,22 @@ def test_while_nobody_can_say_whether_it_is_queued_nothing_is_submitted(tmp_path
     write_record(RunFolder(tmp_path), Record("token", "12"))
     with pytest.raises(PeftkitError, match="does not answer"):
         there_already(the_run(tmp_path, {"seed": [1, 2]}), RunFolder(tmp_path))
+
+
+def test_a_job_whose_number_was_lost_is_written_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
+    row = "12_{0}|1{0}|PENDING|Priority|1:00|N/A|N/A||0|0|(null)|run|peftkit:abc|"
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho '{row.format(0)}'\necho '{row.format(1)}'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    run, folder = the_run(tmp_path / "runs", {"seed": [1, 2]}), RunFolder(tmp_path / "runs")
+    write_record(folder, Record("abc"))
+    folder.submitted.write_text(write(run))
+    assert there_already(run, folder) == Submitted(folder.path, "12", "same")
+    assert read_record(folder) == Record("abc", "12")
+    assert [read_record(RunFolder(one.out)).job for one in combinations(run)] == ["12_0", "12_1"]
+    assert [(entry.job, len(entry.tasks)) for entry in entries()] == [("12", 2)]
 
 
 def test_the_same_array_has_the_same_place(tmp_path, monkeypatch):

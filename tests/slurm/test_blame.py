@@ -113,6 +113,12 @@ def test_what_is_said_before_there_is_a_status(log, code, kind):
     assert "later" not in told.text
 
 
+def test_several_problems_are_all_told():
+    log = "0: peftkit: 2 wrong settings:\n0:   • --stpes is no setting\n0:   • --seed takes a number\n"
+    told = blame(Evidence(job=job("FAILED", exit_code=2), log=log))
+    assert (told.kind, told.text) == ("settings", "--stpes is no setting; --seed takes a number")
+
+
 def test_words_of_the_data_are_no_evidence():
     """A log may quote anything; only what SLURM's own processes say of memory and nodes counts."""
     log = "row 7: 'Out Of Memory' is the label\nhow to handle NODE FAILURE, oom-kill and DUE TO TIME LIMIT\n"

@@ -57,6 +57,12 @@ def test_what_may_start_or_has_ended_is_left_alone(job):
     assert never_starts(JOBS[job]) is None
 
 
+def test_what_is_in_the_way_in_one_of_several_partitions_need_not_be_in_another():
+    over = Job("3", "PENDING", "PartitionTimeLimit")
+    assert never_starts(over) and not never_starts(over, several=True)
+    assert never_starts(Job("3", "PENDING", "BadConstraints"), several=True)
+
+
 def test_a_dependency_that_failed_is_seen_before_the_scheduler_says_so():
     assert never_starts(Job("3", "PENDING", "Dependency", dependency="afterok:1(unfulfilled),afterok:2_4(failed)"))
 

@@ -5,6 +5,7 @@ python -m tests.slurm.test_script            # writes launch/train.sbatch anew
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,17 @@ def test_bash_can_read_it(settings: dict[str, object]) -> None:
     text = sbatch_script(Slurm.model_validate(settings), Place(PROJECT / "runs/NAME", PROJECT))
     checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [("2026-11-26T01:00:00", True), ("", False), ("Unknown", False), ("40:10", False)]
+)
+def test_only_a_moment_is_a_deadline(said: str, expected: bool) -> None:
+    (lines,) = re.findall(r"^END=.*\n.*PEFTKIT_END_TIME; fi\n", golden(), re.M)
+    job = f"job() {{ echo $SLURM_TIME_FORMAT >&2; printf %s '{said}' | grep .; }}"
+    script = f"set -euo pipefail\n{job}\n{lines}printenv PEFTKIT_END_TIME || true\n"
+    done = subprocess.run(["bash", "-c", script], text=True, capture_output=True, check=True)
+    assert (done.stdout.strip().isdigit(), done.stderr) == (expected, "standard\n")
 
 
 def option(text: str, name: str) -> str | None:

@@ -53,6 +53,13 @@ def test_squeue_and_scontrol_tell_the_same_of_every_job():
     assert {job: listed[job] for job in both} == {job: shown[job] for job in both}
 
 
+def test_a_complaint_that_is_not_the_controllers_says_nothing_of_a_job():
+    odd = Said(1, err="squeue: error: plugin_load: cannot find cli_filter plugin")
+    assert not look(["12"], said(squeue=odd, scontrol=odd)).heard
+    assert look(["12"], said(squeue=odd, scontrol=UNKNOWN_JOB)).heard
+    assert look(["12"], said(squeue=UNKNOWN_JOB)).heard
+
+
 def test_every_recorded_line_is_a_job_in_a_known_phase():
     for read, text in ((read_squeue, SQUEUE), (read_scontrol, SCONTROL)):
         jobs = list(read(text))

@@ -65,6 +65,20 @@ def test_a_machine_without_sbatch_is_told(tmp_path: Path) -> None:
         submit(folder_with(tmp_path), Record("abc"), lambda script: Said(NOT_THERE))
 
 
+def test_an_answer_without_a_number_is_a_refusal(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sbatch gave no job's number, but said no budget is left"):
+        submit(folder_with(tmp_path), Record("abc"), lambda script: Said(0, err="no budget is left\n"))
+
+
+def test_a_deaf_controller_never_leads_to_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peftkit.slurm.submit.ON_THE_WAY", 0)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
+    sent = []
+    with pytest.raises(PeftkitError, match="does not answer"):
+        submit(folder_with(tmp_path), Record("abc"), lambda script: sent.append(script) or Said(TOO_LATE))
+    assert len(sent) == 1
+
+
 def test_the_record_is_there_before_the_job_is(tmp_path: Path) -> None:
     """A submission that is killed in the middle leaves the token by which its job is found."""
     folder = folder_with(tmp_path)

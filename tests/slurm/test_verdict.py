@@ -41,6 +41,7 @@ THEIRS = Failure(0, 2, 0, kind="peer", type="RuntimeError", message="connection 
         (Ending(1, "USR1", failures=[OURS], status=RUNNING), "failed", 1, "code"),
         # the others' errors follow from the node's
         (Ending(1, failures=[OURS], lost="node2", status=RUNNING), "again", 0, "node"),
+        (Ending(1, failures=[replace(OURS, kind="data")], lost="node2", status=RUNNING), "failed", 2, "data"),
         (Ending(1, failures=[THEIRS], status=RUNNING), "again", 0, "peer"),
         (Ending(143, log="slurmstepd: error: Detected 1 oom-kill event(s)"), "failed", 1, "memory"),
         (Ending(168, log="srun: error: Task launch for 1.0 failed on node node2: Job credential revoked"), "again", 0, "node"),
@@ -48,6 +49,7 @@ THEIRS = Failure(0, 2, 0, kind="peer", type="RuntimeError", message="connection 
         (Ending(1, log="OSError: EADDRINUSE"), "again", 0, "node"),
         (Ending(1, log="No module named peftkit"), "failed", 1, "code"),
         (Ending(1, preflight=["node2 has no torch"]), "failed", 1, "node"),
+        (Ending(1, preflight=["node2 is silent"], lost="node2"), "again", 0, "node"),
     ],
 )  # fmt: skip
 def test_what_follows(ending: Ending, word: str, code: int, kind: str) -> None:
@@ -88,6 +90,22 @@ def test_the_script_asks_it(tmp_path: Path) -> None:
         ("again", "time limit", True), ("again", "node", False), ("failed", "code", False)
     ]  # fmt: skip
     assert rows[2]["nodes"] == ["node1", "node2"] and "boom" in rows[5]["why"]
+
+
+def test_an_attempt_that_cannot_be_noted_is_judged_all_the_same(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_status(folder.status, replace(DONE, job="7"))
+    folder.attempts.mkdir(parents=True)  # as on a disk that takes no more
+    command = [sys.executable, "-c", UNNOTED, str(folder.path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+UNNOTED = """
+import sys
+from peftkit.slurm import verdict
+verdict.attempts = lambda folder: []
+sys.exit(verdict.main(["end", sys.argv[1], "0", "7", "--code", "0"]))
+"""
 
 
 def test_half_a_row_is_passed_over(tmp_path: Path) -> None:
