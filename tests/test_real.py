@@ -22,7 +22,7 @@ from peftkit.flows.job import prepare_data
 from peftkit.models.find import find
 from tests.cases import next_token_loss
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]  # the first of them trains the real model
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from peftkit.engine.open import Engine
@@ -66,4 +67,15 @@ def put_statistics(model: nn.Module, kept: dict[str, Tensor]) -> None:
 
 def weights_are_finite(engine: Engine) -> bool:
     """Whether what this process holds of the trained weights has numbers in it alone."""
-    return all(bool(torch.isfinite(flat).all()) for _, flats in engine.flats() for flat in flats)
+    held = _parts(engine) if engine.zero == 3 else (flat for _, flats in engine.flats() for flat in flats)
+    return all(bool(torch.isfinite(values).all()) for values in held)
+
+
+def _parts(engine: Engine) -> Iterator[Tensor]:
+    """This process's part of each weight at ZeRO-3, without what fills up the last part: that may hold anything."""
+    from deepspeed.utils import safe_get_local_fp32_param
+
+    for weight in engine.trained().values():
+        size = weight.ds_tensor.numel()  # type: ignore[attr-defined]
+        own = min(size, max(0, weight.ds_numel - size * dist.get_rank()))  # type: ignore[attr-defined]
+        yield safe_get_local_fp32_param(weight).flatten()[:own]

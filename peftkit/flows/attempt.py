@@ -36,6 +36,8 @@ TELL_EVERY = 5.0
 """Seconds after which status.json says anew how far the run is."""
 PATIENCE = 5.0
 """Seconds in which the process that failed first will have said why."""
+UNTIL_ALL_KNOW = 20.0
+"""Seconds after which each process that can has read the watch's verdict and said where it stands."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -105,7 +107,7 @@ class Attempt:
         kind: Kind = "peer" if verdict.waits else "code"
         text = verdict.text if verdict.waits else f"{verdict.text}; this one stands at {verdict.place}"
         self._write(kind, "Hang", text, verdict.stack)
-        self._lost()
+        self._lost(UNTIL_ALL_KNOW)
         told = self._conclude([])
         if told:
             speak_at_once(f"peftkit: error: {told}")
@@ -120,9 +122,9 @@ class Attempt:
         except OSError:  # a full disk: what is on the terminal has to do
             return
 
-    def _lost(self) -> list[int]:
+    def _lost(self, patience: float = PATIENCE) -> list[int]:
         """Wait for the others to say what happened; those that said nothing."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         while time.monotonic() < until:
             failures = read_failures(self.folder, self.status.attempt)
             cause = first_cause(failures)
