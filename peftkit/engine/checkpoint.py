@@ -38,6 +38,8 @@ from peftkit.run_folder import RunFolder
 
 FORMAT = 2
 PARTIAL = ".partial"
+TO_GO_ON = ("step", "zero", "run")
+"""What a manifest must say of a checkpoint that is gone on from."""
 KINDS = ("trained", "optimizer", "process")
 """What each process writes a file of."""
 
@@ -267,7 +269,6 @@ def verify(folder: Path) -> list[str]:
         if manifest.get("format", FORMAT) != FORMAT:
             return [f"{folder}: format {manifest.get('format')}, and this peftkit reads {FORMAT}"]
         files, processes = dict(manifest["files"]), range(manifest["processes"])
-        _ = int(manifest["step"]), int(manifest["zero"]), manifest["run"], manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         return [f"{folder}: its manifest.json cannot be read: {problem}"]
     parts = [_part(kind, index, len(processes)) for kind in KINDS for index in processes]
@@ -313,6 +314,8 @@ def _newest(run: RunFolder, mine: Identity | None) -> tuple[Path, dict[str, Any]
         folder = run.checkpoint(step)
         problems = verify(folder)
         manifest = {} if problems else json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if lacking := [] if problems else [key for key in TO_GO_ON if key not in manifest]:
+            problems = [f"{folder}: its manifest.json does not say {', '.join(lacking)}"]
         if not problems and mine and (other := difference(manifest["run"], mine)):
             problems = [f"{folder} is of another run: {other}"]
         if not problems:
