@@ -24,6 +24,7 @@ from peftkit.registry import did_you_mean
 MAY_DIFFER = (
     "batch.micro",
     "deepspeed",
+    "speed",
     "eval",
     "checkpoint",
     "guard",

@@ -12,6 +12,7 @@ from peftkit.config.idle import idle
 from peftkit.config.section import Section
 from peftkit.config.sections import Batch, Checkpoint, Data, Eval, Generate, Guard, Model, Regularize
 from peftkit.config.slurm import Slurm
+from peftkit.config.speed import Speed
 from peftkit.engine.optim import Optimizer
 from peftkit.engine.schedule import Schedule
 from peftkit.errors import ConfigError
@@ -52,6 +53,8 @@ class Run(Section):
     """Number format of the forward and backward pass; auto is bf16 where a GPU computes in it, else fp32."""
     deepspeed: str = "zero2"
     """A DeepSpeed configuration: a path to its JSON, or one of ds_configs/ by name (zero0 .. zero3_offload)."""
+    speed: Speed = Speed()
+    """How the same numbers are computed with less work and memory."""
     regularize: Regularize = Regularize()
     """What keeps a model from learning its rows by heart."""
     eval: Eval = Eval()

@@ -19,6 +19,7 @@ from peftkit.engine.state import capture, load_weights, restore
 from peftkit.evaluation.reference import join_reference
 from peftkit.flows.job import Job
 from peftkit.flows.scores import gives_up
+from peftkit.kernels.quicken import quicken
 from peftkit.run_folder import RunFolder
 from peftkit.tasks.r_drop import RDrop, check_dropout
 
@@ -87,8 +88,9 @@ def opened(job: Job) -> Engine:
     if chosen.r_drop:
         check_dropout(job.model)
     noise = add_noise(job.model, chosen.neftune) if chosen.neftune else []
+    quick = quicken(job.model, job.run.task, job.run.speed)
     engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
-    engine.hooks.extend(noise)
+    engine.hooks.extend([*noise, quick])
     if chosen.pull:
         pull_back(engine, chosen.pull)
     if chosen.ema is not None:
