@@ -1,0 +1,121 @@
+"""The runners of a race: the command of each, for the same rows, model and settings, and where it writes a line a step."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.workloads import CACHE, Place, Workload
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One run of a race."""
+
+    work: Workload
+    place: Place
+    out: Path
+    precision: str
+    seed: int
+    settings: tuple[str, ...] = ()
+    """Of peftkit's own: flag=value."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is started, and the file to which it appends a line (JSON with a loss) when a step is done."""
+
+    words: list[str]
+    lines: Path
+    cwd: Path = ROOT
+
+
+def command(name: str, asked: Asked) -> Command:
+    """The runner's command; `peftkit@FOLDER` is peftkit as it lies in another folder."""
+    kind, _, folder = name.partition("@")
+    if kind not in RUNNERS:
+        raise SystemExit(f"no runner is named {kind!r}; there are: {', '.join(RUNNERS)}")
+    made = RUNNERS[kind](asked)
+    return Command(made.words, made.lines, Path(folder).resolve()) if folder else made
+
+
+def peftkit(asked: Asked, *more: str) -> Command:
+    """`peftkit train` as a user starts it. It scores nothing, as no rows are held out, and saves at the end alone."""
+    work, where = asked.work, asked.place
+    steps = -(-len(where.tokens) // work.epochs // work.total) * work.epochs
+    settings: dict[str, Any] = {
+        "model": where.model,
+        "task": work.task,
+        "data.train": where.rows,
+        "data.holdout": 0,
+        "data.max_length": work.max_length,
+        "data.cache": CACHE / "peftkit",
+        "strategy": work.strategy,
+        **{f"strategy.{name}": value for name, value in work.options.items()},
+        "batch.total": work.total,
+        "steps": steps,
+        "checkpoint.every": steps,
+        "optim.lr": work.lr,
+        "schedule": "constant",
+        "precision": asked.precision,
+        "seed": asked.seed,
+        "out": asked.out,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    own = [word for one in (*more, *asked.settings) for word in ("--" + one.partition("=")[0], one.partition("=")[2])]
+    return Command([sys.executable, "-m", "peftkit", "train", *words, *own], asked.out / "metrics.jsonl")
+
+
+def plain(asked: Asked) -> Command:
+    """The same without any of peftkit's faster paths."""
+    return peftkit(asked, "speed=plain")
+
+
+def trainer(**more: Any) -> Callable[[Asked], Command]:
+    """transformers' Trainer with PEFT; `more` are settings of peer_trainer.py."""
+
+    def made(asked: Asked) -> Command:
+        work, where = asked.work, asked.place
+        lines = asked.out.with_suffix(".lines")
+        settings = {
+            "model": str(where.model),
+            "rows": str(where.ordered),
+            "task": work.task,
+            "strategy": work.strategy,
+            "options": work.options,
+            "micro": work.micro,
+            "total": work.total,
+            "lr": work.lr,
+            "max_length": work.max_length,
+            "precision": asked.precision,
+            "seed": asked.seed,
+            "out": str(asked.out),
+            "lines": str(lines),
+            **more,
+        }
+        file = asked.out.with_suffix(".json")
+        file.write_text(json.dumps(settings))
+        return Command([sys.executable, str(HERE / "peer_trainer.py"), str(file)], lines)
+
+    return made
+
+
+RUNNERS: dict[str, Callable[[Asked], Command]] = {
+    "peftkit": peftkit,
+    "peftkit-plain": plain,
+    "trainer": trainer(),
+    "trainer-mb1": trainer(micro=1),
+    "trainer-medium": trainer(micro=1, medium=True),
+    "trainer-group": trainer(group=True),
+    "trainer-autocast": trainer(autocast=True),
+    "trainer-mb1-autocast": trainer(micro=1, autocast=True),
+}
+"""`trainer` has the micro-batch of most people (4; 16 where texts are classified), `-medium` sets torch's precision of fp32
+products to medium, `-autocast` keeps the base in fp32 under bf16."""
