@@ -9,12 +9,21 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from peftkit.config.duration import EXAMPLES, Duration
+from peftkit.config import amount, duration
+from peftkit.config.amount import Amount
+from peftkit.config.duration import Duration
 from peftkit.config.section import Choice, Section
 from peftkit.config.yaml import Plain
 
 NUMBERS = {int: "a whole number", float: "a number"}
-WORDS = {str: "text", Path: "a path", bool: "true or false", Duration: EXAMPLES, Any: "any value"}
+WORDS = {
+    str: "text",
+    Path: "a path",
+    bool: "true or false",
+    Duration: duration.EXAMPLES,
+    Amount: amount.EXAMPLES,
+    Any: "any value",
+}
 PLURALS = {"a whole number": "whole numbers", "a number": "numbers", "text": "words", "a path": "paths"}
 
 

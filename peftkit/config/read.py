@@ -35,6 +35,7 @@ MAY_DIFFER = (
     "steps",
     "epochs",
     "data.cache",
+    "strategy.cache_budget",
 )
 """What a resumed run may be told anew: nothing of it changes how the steps are computed."""
 COMMAND_WORDS = ("config", "dry-run", "help")

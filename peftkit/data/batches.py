@@ -17,6 +17,7 @@ from peftkit.config.sections import Batch
 from peftkit.data.draws import Draws
 from peftkit.data.store import Store
 from peftkit.tasks import Task
+from peftkit.tasks.base import WINDOWS
 from peftkit.tasks.base import Batch as MicroBatch
 
 
@@ -109,4 +110,6 @@ def evaluation_batches(
 def _batch(store: Store, task: Task, processor: Any, rows: Sequence[int], spare: int, seed: str) -> MicroBatch:
     drawn = [task.vary(store[row], processor, random.Random(f"vary {seed} {row}")) for row in rows or [spare]]
     batch = task.collate(drawn, processor)
+    if store.first is not None:
+        batch[WINDOWS] = torch.tensor([store.first + row for row in rows], dtype=torch.long)
     return batch if rows else task.blank(batch)

@@ -65,6 +65,11 @@ class Prepared:
         """Of the encoded rows that are learnt and validated on, wherever they came from."""
         return sealed_digest(self.folder, ("train/*.npy", "validation/*.npy"))
 
+    @property
+    def anchor_digest(self) -> str:
+        """Of the encoded rows of the old domain."""
+        return sealed_digest(self.folder, ("anchor/*.npy",))
+
     def rows(self, split: str) -> RowFile:
         """The rows of a split as they were read, under the task's names; `store.row` counts in them."""
         return RowFile(self.folder / split)

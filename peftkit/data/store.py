@@ -31,6 +31,8 @@ class Store:
         """The number of the source that each window's row is of; 0 where there is one."""
         self.draws: Draws | None = None
         """What an epoch takes of these windows, where it is not simply all of them."""
+        self.first: int | None = None
+        """The number of its first window among those of all splits, where batches say which windows are in them."""
         self._values = {path.stem: _open(path) for path in sorted(files)}
         self._starts, self._shapes = (
             {name: _open(folder / (name + end)) for name in self._values if (folder / (name + end)).exists()}

@@ -8,6 +8,7 @@ from typing import Any
 from peftkit.engine.checkpoint import Progress
 from peftkit.engine.ds_config import Config, offloads_optimizer, stage_of
 from peftkit.flows.job import Job
+from peftkit.flows.trunk import trunk_words
 from peftkit.models.inspect import Count, count
 from peftkit.run_folder import RunFolder
 from peftkit.tasks import Task
@@ -24,6 +25,7 @@ def header_of(job: Job, folder: RunFolder) -> Pairs:
         ("model", f"{job.base.source}  ({parameters(count(job.model))})"),
         ("task", task_words(run.task)),
         ("strategy", f"{run.strategy.name}  ({trainable(count(job.model))})"),
+        *trunk_words(job),
         ("engine", engine_words(job.deepspeed, job.precision, job.world.processes)),
         ("batch", batch_words(run.batch.total, run.batch.micro, job.world.processes)),
         ("steps", f"{job.steps}  ({job.epoch} in an epoch of {job.prepared.train.epoch:,} rows)"),

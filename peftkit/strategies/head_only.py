@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from peftkit.errors import ModelError
 from peftkit.models.inspect import head_paths, places
 from peftkit.strategies.freezing import Freezing, contents
+from peftkit.strategies.trunk import CachesTrunk
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
 
-class HeadOnly(Freezing, name="head_only"):
+class HeadOnly(CachesTrunk, Freezing, name="head_only"):
     """What lies outside the base model trains: a classifier, or a language model's output layer if it is not tied."""
 
     def names(self, model: nn.Module) -> set[str]:

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from peftkit.errors import ModelError
 from peftkit.models.inspect import Stack, norm_parameters, places, stacks
 from peftkit.strategies.freezing import Freezing, train_only
+from peftkit.strategies.trunk import CachesTrunk
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,7 @@ USUAL = 2
 """How many layers train where none are named."""
 
 
-class Layerwise(Freezing, name="layerwise"):
+class Layerwise(CachesTrunk, Freezing, name="layerwise"):
     """Chosen layers train, by number or from either end; embeddings, norms and head can be switched on and off.
 
     What follows a stack's last layer (its last norm, a pooler) trains with that layer. A head that is tied to the
@@ -50,6 +51,12 @@ class Layerwise(Freezing, name="layerwise"):
                 "unfreeze_every adds layers from the top down: name the first ones with last, not first or layers"
             )
         return self
+
+    @property
+    def moves_trunk(self) -> str:
+        return (
+            "--strategy.unfreeze_every lets more of them train; leave out one of the two" if self.unfreeze_every else ""
+        )
 
     def names(self, model: nn.Module, stage: int = 0) -> set[str]:
         chosen = self._layers(stacks(model), stage)

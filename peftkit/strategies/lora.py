@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from peftkit.errors import ExportError, ModelError
 from peftkit.models.inspect import convolutions, embedding_ends, linear_layers
 from peftkit.registry import did_you_mean
-from peftkit.strategies.base import Strategy
+from peftkit.strategies.trunk import CachesTrunk
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ SAVED_BY_PEFT = {
 }
 
 
-class Lora(Strategy, name="lora"):
+class Lora(CachesTrunk, name="lora"):
     """Two thin matrices beside each chosen layer train; the base stays as it is. The usual choice."""
 
     makes_adapter: ClassVar[bool] = True
@@ -67,6 +67,11 @@ class Lora(Strategy, name="lora"):
             except re.error as problem:
                 raise ValueError(f"{value!r} is no regular expression: {problem}") from None
         return value
+
+    @property
+    def moves_trunk(self) -> str:
+        everywhere = self.layers is None and self.target_modules == ALL_LINEAR
+        return "every layer has an adapter; name the upper ones with --strategy.layers" if everywhere else ""
 
     def adapt(self, model: PreTrainedModel, fresh: Sequence[str] = ()) -> nn.Module:
         """The model in a `peft.PeftModel`; its adapters' parameters are fp32 (PEFT's own choice, for stable training)."""

@@ -45,6 +45,10 @@ class AudioClassification(Classification, name="audio_classification"):
             return fitted
         return fitted.model_copy(update={"pad_to": min(self.seconds, sounds.longest(rows))})
 
+    @property
+    def varies(self) -> str:
+        return "hides other parts of a sound each time"
+
     def model_class(self) -> Any:
         from transformers import AutoModelForAudioClassification
 

@@ -31,6 +31,11 @@ IGNORED = -100
 """The label of a position that no loss counts (torch's and transformers' own)."""
 
 
+WINDOWS = "windows"
+"""The name under which a batch says which windows are in it, by numbers of all splits together, where a model keeps what it
+makes of them. The model's forward gets it, and takes it out; a batch that only keeps the processes in step has none.
+"""
+
 ANSWERS = (
     *("prediction", "probabilities", "predicted_tags", "answer", "no_answer", "spans", "generated"),
     *("chosen_reward", "rejected_reward", "margin"),
@@ -71,6 +76,13 @@ class Task(Choice, kind="task", default="chat"):
     """The settings of the rows' lengths that it goes by: `max_length`, `truncate`, and `stride` where it reads windows."""
     generates: ClassVar[bool] = False
     """Whether the model can be asked to write for it (`prompts`)."""
+
+    @property
+    def varies(self) -> str:
+        """What it does that a row is not, each time it is seen, the same one sequence to the model: `masks other tokens each
+        time`. Empty where a row is that.
+        """
+        return "" if type(self).vary is Task.vary else "shows the model another one each time"
 
     @property
     def keeps(self) -> tuple[str, ...]:

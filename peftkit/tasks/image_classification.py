@@ -45,6 +45,10 @@ class ImageClassification(Classification, name="image_classification"):
 
     _alters: bool = PrivateAttr(default=False)
 
+    @property
+    def varies(self) -> str:
+        return "flips or crops it (--task.flip, --task.crop)" if self.flip or self.crop else ""
+
     def model_class(self) -> Any:
         from transformers import AutoModelForImageClassification
 

@@ -46,6 +46,10 @@ class MaskedLM(Task, name="masked_lm"):
     mask_token: str | None = None
     """Token that stands for a masked one; left out: the tokenizer's own."""
 
+    @property
+    def varies(self) -> str:
+        return "masks other tokens each time"
+
     def model_class(self) -> Any:
         from transformers import AutoModelForMaskedLM
 

@@ -43,6 +43,10 @@ class MultipleChoice(Task, name="multiple_choice"):
     def keeps(self) -> tuple[str, ...]:
         return "label", "prediction", "probabilities"
 
+    @property
+    def varies(self) -> str:
+        return "reads several texts for a row"
+
     def model_class(self) -> Any:
         from transformers import AutoModelForMultipleChoice
 

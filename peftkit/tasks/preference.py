@@ -56,6 +56,10 @@ class Preference(Task, name="preference"):
     undesirable: PositiveFloat = 1
     """kto: weight of those that are not."""
 
+    @property
+    def varies(self) -> str:
+        return "reads two answers for a row"
+
     def model_class(self) -> Any:
         from transformers import AutoModelForCausalLM
 

@@ -32,6 +32,10 @@ class Reward(Task, name="reward"):
     centre: NonNegativeFloat = 0
     """Weight of keeping each pair's rewards around zero (Eisenstein et al., 2023); 0.01 is common."""
 
+    @property
+    def varies(self) -> str:
+        return "reads two answers for a row"
+
     def model_class(self) -> Any:
         from transformers import AutoModelForSequenceClassification
 

@@ -83,6 +83,10 @@ class SpeechRecognition(Task, name="speech_recognition"):
     def keeps(self) -> tuple[str, ...]:
         return () if self.writes == "ctc" else ("correct",)
 
+    @property
+    def varies(self) -> str:
+        return "hides other parts of a sound each time"
+
     def model_class(self) -> Any:
         from transformers import AutoModelForCTC, AutoModelForSpeechSeq2Seq
 

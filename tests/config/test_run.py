@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 import pytest
 from pydantic import PositiveInt, ValidationError
 
+from peftkit.config.amount import Amount
 from peftkit.config.duration import Duration
 from peftkit.config.flags import Flag, families, flags
 from peftkit.config.kinds import alternatives
@@ -199,5 +200,6 @@ def _others(kind: Any) -> list[Any]:
                 str: ["2e-5", "no", "0-1", "null", "a: 'b' #c", "é\n"],
                 Path: [Path("no"), Path("a b/2e-5")],
                 Duration: ["1-12:00:00", 0.1 + 0.2],
+                Amount: ["1.5GiB", 7],
             }.get(member, [None])
     return found
