@@ -7,8 +7,8 @@ python tests/bench/race.py W1 --runners peftkit,peftkit-plain,peftkit@/work/main
 
 A runner's work in steady state is all after its first optimizer step: useful (not padding) tokens for each second of CPU
 of its process tree between the line that it writes after the first step and the one after its last. Peak memory is
-the tree's until the last step. What peftkit does beyond that (it saves, exports and verifies at the end) is counted in
-`CPU s, all` alone. Each runner's loss after the first step must be the same (same tokens, mask and weights).
+the tree's until the last step. A runner is ended then; with --whole it goes on to its own end (peftkit saves, exports and
+verifies), which is counted in `CPU s, all` alone. The first step's loss must be the same (same tokens, mask and weights).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ COLUMNS = {
     "tokens/s": lambda one: one.wall_speed,
     "peak MB": lambda one: one.peak_mb,
     "CPU s, steps": lambda one: one.watched.steady,
-    "CPU s to last": lambda one: one.watched.at[-1],
+    "CPU s until the last": lambda one: one.watched.at[-1],
     "CPU s, all": lambda one: one.watched.cpu,
 }
 
@@ -97,6 +97,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     made.add_argument(
         "--lock", type=Path, help="a file that is locked during each run, so that no two are measured at once"
     )
+    made.add_argument("--whole", action="store_true", help="let the runners come to their own end")
     made.add_argument("--keep", action="store_true", help="keep the folder with what the runs wrote")
     made.add_argument("--show", action="store_true", help="print the commands, and run nothing")
     asked = made.parse_args(words)
@@ -119,7 +120,7 @@ def race(work: Workload, rows: int, asked: argparse.Namespace) -> dict[str, list
                     print(" ".join(one.words))
                     continue
                 with locked(asked.lock):
-                    results[name].append(run(one, where, work, asked.threads, folder / f"{out.name}.log"))
+                    results[name].append(run(one, where, work, asked, folder / f"{out.name}.log"))
                 print(f"  {turn + 1} {name}: {results[name][-1].speed:.0f} tokens/CPU s", file=sys.stderr, flush=True)
     finally:
         if asked.keep:
@@ -131,10 +132,10 @@ def race(work: Workload, rows: int, asked: argparse.Namespace) -> dict[str, list
     return results
 
 
-def run(one: Command, where: Place, work: Workload, threads: int, log: Path) -> Result:
+def run(one: Command, where: Place, work: Workload, asked: argparse.Namespace, log: Path) -> Result:
     """One run: what it took, and what was done in it."""
     steps = -(-len(where.tokens) // work.epochs // work.total) * work.epochs
-    watched = watch(one.words, environment(one, threads), log, one.lines, steps, one.cwd)
+    watched = watch(one.words, environment(one, asked.threads), log, one.lines, steps, one.cwd, asked.whole)
     rows = [row for row in json_lines(one.lines) if "loss" in row and "split" not in row]
     by_step = list(per_step(where, work))
     tokens = [row.get("tokens", known[0]) for row, known in zip(rows, by_step, strict=True)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,11 +25,11 @@ class Watched:
 
     wall: float = 0.0
     cpu: float = 0.0
+    """CPU seconds of all; not a number if it was ended after its last line."""
     at: list[float] = field(default_factory=list)
     clock: list[float] = field(default_factory=list)
     peak: float = 0.0
     """Bytes, until the last line."""
-    peak_all: float = 0.0
 
     @property
     def steady(self) -> float:
@@ -35,35 +37,75 @@ class Watched:
         return self.at[-1] - self.at[0]
 
 
-def watch(words: Sequence[str], env: Mapping[str, str], log: Path, lines: Path, last: int, cwd: Path) -> Watched:
-    """Run a command that appends a line to `lines` after each of its `last` steps. SystemExit if it fails or writes fewer."""
+def watch(
+    words: Sequence[str], env: Mapping[str, str], log: Path, lines: Path, last: int, cwd: Path, whole: bool = False
+) -> Watched:
+    """Run a command that appends a line to `lines` after each of its `last` steps, and end it after them unless `whole`.
+
+    SystemExit if it fails, or writes fewer lines.
+    """
     seen = Watched()
     start = time.perf_counter()
-    with log.open("wb") as output:
+    with log.open("wb") as output, ended_with_us():
         process = subprocess.Popen(
-            words, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=dict(env), cwd=cwd
+            words,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
         )
-        look = 0
-        while not ended(process.pid):
-            if look % 10 == 0:
-                seen.peak_all = max(seen.peak_all, memory(process.pid))
-            for _ in range(steps_in(lines) - len(seen.at)):
-                seen.at.append(cpu(process.pid))
-                seen.clock.append(time.perf_counter() - start)
-            if len(seen.at) == last and not seen.peak:
-                seen.peak = max(seen.peak_all, highest(process.pid))
-            look += 1
-            time.sleep(EVERY)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seen.wall, seen.cpu = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
-    seen.peak_all = max(seen.peak_all, usage.ru_maxrss * 1024)
+        try:
+            follow(process.pid, seen, lines, last, start)
+            if whole:
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                seen.cpu = usage.ru_utime + usage.ru_stime
+            else:
+                seen.cpu = math.nan
+        finally:
+            if process.returncode is None:
+                failed = ended(process.pid)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                process.returncode = process.returncode if failed else 0
+    seen.wall = time.perf_counter() - start
     if process.returncode or len(seen.at) != last:
         sys.exit(
             f"{' '.join(words)} ended with {process.returncode} after {len(seen.at)} of {last} steps:\n"
             f"{log.read_text(errors='replace')[-3000:]}"
         )
     return seen
+
+
+def follow(pid: int, seen: Watched, lines: Path, last: int, start: float) -> None:
+    """Note what the tree took at each line, until the last one or the command's end."""
+    look = 0
+    while len(seen.at) < last and not ended(pid):
+        if look % 10 == 0:
+            seen.peak = max(seen.peak, memory(pid))
+        for _ in range(steps_in(lines) - len(seen.at)):
+            seen.at.append(cpu(pid))
+            seen.clock.append(time.perf_counter() - start)
+        look += 1
+        time.sleep(EVERY)
+    seen.peak = max(seen.peak, memory(pid), highest(pid))
+
+
+@contextmanager
+def ended_with_us() -> Iterator[None]:
+    """Asked to end, this process first ends what it has started."""
+
+    def leave(*_: object) -> None:
+        sys.exit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def steps_in(path: Path) -> int:
