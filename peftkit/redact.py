@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -61,7 +62,7 @@ def redact_all(value: Any, hide: Callable[[str], str] = redact_setting) -> Any:
 
 def secrets() -> list[str]:
     """The environment's secrets, also as they stand in an address or in JSON; the longest first, as one may hold another."""
-    values = {value for name, value in os.environ.items() if NAMES.search(name) and _is_secret(value)}
+    values = {value for name, value in os.environ.items() if _named(name) and _is_secret(value)}
     return sorted(
         values | {quote(value, safe="") for value in values} | {json.dumps(value)[1:-1] for value in values},
         key=lambda value: (-len(value), value),
@@ -82,6 +83,12 @@ def redact_file(path: Path) -> None:
             for found in re.finditer(re.escape(secret), content):
                 file.seek(found.start())
                 file.write(b"*" * len(secret))
+
+
+@cache
+def _named(name: str) -> bool:
+    """Whether a variable of this name holds a secret; asked for every text that is shown."""
+    return NAMES.search(name) is not None
 
 
 def _is_secret(value: str) -> bool:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {
-    "atomic": 0, "errors": 0, "redact": 0, "registry": 0,
+    "atomic": 0, "errors": 0, "lazy": 0, "redact": 0, "registry": 0,
     "config.section": 1, "config.amount": 1, "cache": 1, "run_folder": 1,
     "models.inspect": 2, "status": 2,
     "strategies": 3, "tasks": 3, "metrics": 3, "exporters": 3, "engine.optim": 3, "engine.schedule": 3, "engine.ds_config": 3,

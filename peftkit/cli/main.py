@@ -12,6 +12,7 @@ from importlib import import_module
 
 from peftkit.cli.screen import say_interrupted, say_problem, say_unexpected
 from peftkit.errors import ConfigError, PeftkitError
+from peftkit.lazy import uncollected
 from peftkit.registry import did_you_mean
 
 COMMANDS = {
@@ -75,7 +76,8 @@ def dispatch(words: Sequence[str]) -> int:
     for name, (module, _) in COMMANDS.items():
         parts = name.split()
         if list(words[: len(parts)]) == parts:
-            command = import_module(f"peftkit.cli.{module}")
+            with uncollected():
+                command = import_module(f"peftkit.cli.{module}")
             run = getattr(command, parts[-1], None) or command.run
             return int(run(list(words[len(parts) :])))
     asked = " ".join(words[:2]) if words[0] == "data" else words[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from peftkit.config.read import chosen, read
+from peftkit.lazy import uncollected
 
 
 def run(words: list[str]) -> int:
@@ -18,8 +20,9 @@ def run(words: list[str]) -> int:
     settings = read([word for word in words if word != "--dry-run"])
     from peftkit.tracking.quiet import chatter_to
 
-    with chatter_to(None, settings.verbose):  # libraries speak while they are imported, too
+    with chatter_to(None, settings.verbose), uncollected():  # libraries speak while they are imported, too
         from peftkit.flows.train import dry_run, train
+    gc.freeze()  # what is there by now stays: no collection needs to look through it again
     if "--dry-run" in words:
         dry_run(settings)
     else:

@@ -7,14 +7,43 @@ and without a word.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+Function = Callable[..., Any]
+
 LOOK_EVERY = 0.5
 """Seconds between two looks whether a build of somebody else's is over."""
+
+
+def ready_muon() -> None:
+    """Import DeepSpeed's Muon with its kernels compiled when they are called, not when they are defined.
+
+    DeepSpeed asks of every optimizer whether it is a Muon, and would load torch's whole compiler for that: 0.7 s, 80 MB.
+    """
+    from deepspeed.runtime import compiler
+
+    at_once = compiler.compile
+    compiler.compile = lambda: _when_called(at_once())
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    except ImportError:  # DeepSpeed goes on without it, too
+        return
+    finally:
+        compiler.compile = at_once
+
+
+def _when_called(compiling: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    def decorate(function: Function) -> Function:
+        compiled = cache(lambda: compiling(function))
+        return wraps(function)(lambda *values, **named: compiled()(*values, **named))
+
+    return decorate
 
 
 @contextmanager

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
 
-from peftkit.engine.compiled import building
+from peftkit.engine.compiled import building, ready_muon
 from peftkit.engine.ds_config import Config, offload_devices, offloads_optimizer, stage_of
 from peftkit.engine.optim import Group, Optimizer, parameter_groups
 from peftkit.engine.statistics import hold_frozen
 from peftkit.errors import ConfigError, ModelError
+from peftkit.lazy import uncollected
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -98,6 +99,7 @@ def open_engine(
     if "nvme" in offload_devices(config):
         with building("async_io"):
             deepspeed.ops.op_builder.AsyncIOBuilder().load()
+    ready_muon()
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     _check_gradients(engine.optimizer)
     return Engine(engine, stage_of(config), hold_frozen(model))
@@ -118,7 +120,8 @@ def ready_deepspeed() -> Any:
     if own not in os.environ.get("PATH", "").split(os.pathsep):
         # What it compiles (offloading) needs the environment's own ninja, also where that was not activated.
         os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", "")])
-    import deepspeed
+    with uncollected():
+        import deepspeed
 
     # The shared-memory collectives of CPU runs would be compiled for a minute on their first use; gloo does their work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftkit.errors import ExportError
 from peftkit.exporters.base import Exporter, Reading, widen
+from peftkit.strategies.library import asking_no_other, peft
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,12 +39,11 @@ class Adapter(Exporter, name="adapter"):
 
     def open(self, folder: Path, reading: Reading) -> PreTrainedModel:
         """The base as it was trained on (in 4 bits, if it was), with the adapter on it."""
-        from peft import PeftModel
-
         check_config(folder)
         base = open_base(reading)
         widen(base)  # on a 16-bit base PEFT rounds what trained whole (a head) to 16 bits
-        opened: PreTrainedModel = PeftModel.from_pretrained(base, folder)
+        with asking_no_other(base):
+            opened: PreTrainedModel = peft().PeftModel.from_pretrained(base, folder)
         return opened
 
     def example(self, folder: str, reading: Reading) -> str:
@@ -93,9 +93,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     PEFT's own selection lacks parameters that train where they are (embeddings of added tokens). It loads them all the
     same if they lie in the file under the model's names.
     """
-    from peft import get_peft_model_state_dict
-
-    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors: dict[str, Tensor] = peft().get_peft_model_state_dict(model, save_embedding_layers=False)
     covered = {tensor.data_ptr() for tensor in tensors.values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.data_ptr() not in covered:
@@ -125,10 +123,8 @@ WRITTEN = {
 
 def check_config(folder: Path) -> None:
     """ExportError for an adapter that asks of PEFT what no adapter of ours does: to import a module, to read other files."""
-    from peft import LoraConfig
-
     held: Mapping[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    usual = {**json.loads(json.dumps(LoraConfig().to_dict(), default=str)), "peft_type": "LORA"}
+    usual = {**json.loads(json.dumps(peft().LoraConfig().to_dict(), default=str)), "peft_type": "LORA"}
     strange = [
         name
         for name, value in held.items()

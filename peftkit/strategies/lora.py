@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from peftkit.errors import ExportError, ModelError
 from peftkit.models.inspect import convolutions, embedding_ends, linear_layers
 from peftkit.registry import did_you_mean
+from peftkit.strategies.library import asking_no_other, peft
 from peftkit.strategies.trunk import CachesTrunk
 
 if TYPE_CHECKING:
@@ -75,12 +76,11 @@ class Lora(CachesTrunk, name="lora"):
 
     def adapt(self, model: PreTrainedModel, fresh: Sequence[str] = ()) -> nn.Module:
         """The model in a `peft.PeftModel`; its adapters' parameters are fp32 (PEFT's own choice, for stable training)."""
-        from peft import get_peft_model
-
         saved, direct = whole_modules(model, fresh, self.modules_to_save)
         targets = self.targets(model, saved)
         parameters = [model.get_parameter(name) for name in direct]
-        adapted: nn.Module = get_peft_model(model, self.peft_config(model, targets, saved))
+        with asking_no_other(model):
+            adapted: nn.Module = peft().get_peft_model(model, self.peft_config(model, targets, saved))
         for parameter in parameters:
             parameter.requires_grad_(True)
         return adapted
@@ -98,10 +98,9 @@ class Lora(CachesTrunk, name="lora"):
         return found if self.layers is None else in_layers(self.layers, found)
 
     def peft_config(self, model: PreTrainedModel, targets: list[str], saved: list[str]) -> Any:
-        from peft import LoraConfig
         from transformers.pytorch_utils import Conv1D
 
-        return LoraConfig(
+        return peft().LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or 2 * self.rank,
             lora_dropout=self.dropout,
@@ -247,9 +246,8 @@ def task_type(model: PreTrainedModel) -> str | None:
 
 def adapter_layers(model: nn.Module) -> list[Any]:
     """The layers that hold an adapter."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    kind = peft().tuners.tuners_utils.BaseTunerLayer
+    return [module for module in model.modules() if isinstance(module, kind)]
 
 
 def own_weights(model: nn.Module) -> None:

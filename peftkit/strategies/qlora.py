@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from peftkit.errors import ConfigError
 from peftkit.models.inspect import inner
+from peftkit.strategies.library import peft
 from peftkit.strategies.lora import Lora, trains_whole, whole_modules
 
 if TYPE_CHECKING:
@@ -83,7 +84,6 @@ class Qlora(Lora, name="qlora"):
         Into the original 16-bit weights would be another model: the adapter has learnt to make up for the rounding to
         4 bits. Rounding the merged weights to 4 bits again would lose most of it.
         """
-        from peft import get_peft_model
         from transformers.pytorch_utils import Conv1D
 
         trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -93,7 +93,7 @@ class Qlora(Lora, name="qlora"):
         replace_4bit(base)
         forget_quantization(base)
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in base.modules())
-        plain = get_peft_model(base, config)
+        plain = peft().get_peft_model(base, config)
         parameters = dict(plain.named_parameters())
         for name, value in trained.items():
             parameters[name].data = value

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from peftkit.engine import compiled
-from peftkit.engine.compiled import building
+from peftkit.engine.compiled import _when_called, building
 
 
 @pytest.fixture
@@ -45,3 +47,35 @@ def test_a_build_of_somebody_elses_is_waited_for(mark: Path, monkeypatch: pytest
         compiler.wait()
         waiting.join(60)
     assert entered and not mark.exists()
+
+
+def test_muon_is_known_and_the_compiler_is_not_loaded_for_it() -> None:
+    script = """
+import sys
+from peftkit.engine.open import ready_deepspeed
+from peftkit.engine.compiled import ready_muon
+ready_deepspeed()
+ready_muon()
+from deepspeed.runtime import compiler
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+import torch
+print("torch._inductor.compile_fx" in sys.modules, compiler.compile() is torch.compile)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+def test_a_function_is_compiled_once_when_it_is_called() -> None:
+    done: list[Callable[[int], int]] = []
+
+    def compiling(function: Callable[[int], int]) -> Callable[[int], int]:
+        done.append(function)
+        return lambda value: function(value) + 1
+
+    def double(value: int) -> int:
+        return 2 * value
+
+    later = _when_called(compiling)(double)
+    assert not done
+    assert [later(1), later(value=2)] == [3, 5]
+    assert done == [double]
