@@ -18,6 +18,9 @@ class Speed(Section):
     mode: Literal["auto", "plain"] = "auto"
     """plain switches all of it off: transformers', PEFT's and torch's own paths, as a reference."""
 
+    kernels: Way = "auto"
+    """Compute every matrix product by the kernel that is fastest for its shape on this processor, as timed once."""
+
     def way(self, name: str) -> Way:
         """What is asked of the setting `name`, once `mode` has had its say."""
         chosen: Way = getattr(self, name)

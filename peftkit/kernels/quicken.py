@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from peftkit.config.speed import Speed
+from peftkit.kernels.linear import hang_products
 from peftkit.tasks import Task
 
 
@@ -20,6 +21,11 @@ class Quickened:
     words: list[str] = field(default_factory=list)
     """For the header of a run: what is used, and why something is not."""
 
+    def add(self, hung: tuple[list[Any], list[str]]) -> None:
+        """Note what one of the parts has hung on it: its handles, and its words."""
+        self.hooks += hung[0]
+        self.words += hung[1]
+
     def remove(self) -> None:
         for handle in reversed(self.hooks):
             handle.remove()
@@ -30,4 +36,6 @@ def quicken(model: nn.Module, task: Task, speed: Speed) -> Quickened:
 
     Raises ConfigError where a setting is `on` and the model does not allow it.
     """
-    return Quickened()
+    quick = Quickened()
+    quick.add(hang_products(model, speed.way("kernels")))
+    return quick
