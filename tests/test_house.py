@@ -40,8 +40,8 @@ LIGHT = {*sys.stdlib_module_names, "pydantic", "pydantic_core", "yaml", "rich", 
 
 BEHIND = {
     "deepspeed": ("engine", "models.load"),
-    "peft": ("strategies", "exporters", "evaluation.verify"),
-    "bitsandbytes": ("strategies.qlora", "engine.optim"),
+    "peft": ("strategies", "exporters", "evaluation.verify", "kernels.lora"),
+    "bitsandbytes": ("strategies.qlora", "engine.optim", "kernels.lora"),
     "datasets": ("data.sources.hub", "data.sources.columnar"),
     "pyarrow": ("data.sources.columnar",),
     "fsspec": ("data.sources.remote",),

@@ -21,6 +21,9 @@ class Speed(Section):
     kernels: Way = "auto"
     """Compute every matrix product by the kernel that is fastest for its shape on this processor, as timed once."""
 
+    lora: Way = "auto"
+    """Compute a layer and its LoRA adapter as one, without what PEFT computes in between."""
+
     def way(self, name: str) -> Way:
         """What is asked of the setting `name`, once `mode` has had its say."""
         chosen: Way = getattr(self, name)

@@ -9,6 +9,7 @@ from torch import nn
 
 from peftkit.config.speed import Speed
 from peftkit.kernels.linear import hang_products
+from peftkit.kernels.lora import hang_lora
 from peftkit.tasks import Task
 
 
@@ -38,4 +39,5 @@ def quicken(model: nn.Module, task: Task, speed: Speed) -> Quickened:
     """
     quick = Quickened()
     quick.add(hang_products(model, speed.way("kernels")))
+    quick.add(hang_lora(model, speed.way("lora")))
     return quick
