@@ -45,7 +45,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not torch.is_grad_enabled():
         return product(x, weight, bias)
     apply: Any = _Linear.apply
-    found: Tensor = apply(x, weight, bias)
+    # Viewed out here: a model may change what it gets in place, which autograd refuses for a view made in a Function.
+    found: Tensor = apply(x, weight, bias).view(*x.shape[:-1], len(weight))
     return found
 
 
@@ -55,7 +56,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return product(x, weight, bias)
+        ctx.shape = x.shape
+        return product(x.reshape(-1, x.shape[-1]), weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -64,9 +66,9 @@ class _Linear(torch.autograd.Function):
         gradient = gradient.contiguous()  # what is summed up comes as one number, expanded
         for_x, for_weight, for_bias = ctx.needs_input_grad
         with gathered(weight):
-            back = product_back(gradient, weight) if for_x else None
+            back = product_back(gradient, weight).view(ctx.shape) if for_x else None
         outer = product_outer(gradient, x) if for_weight else None
-        return back, outer, gradient.reshape(-1, gradient.shape[-1]).sum(0) if for_bias else None
+        return back, outer, gradient.sum(0) if for_bias else None
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def forward(layer: Any, x: Tensor, *args: Any, **named: Any) -> Tensor:
     base, down, up, scale = found
     state = getattr(base.weight, "quant_state", None)
     apply: Any = _Lora.apply
-    out: Tensor = apply(x, base.weight, base.bias, down, up, scale, state)
+    # Viewed out here: a model may change what it gets in place, which autograd refuses for a view made in a Function.
+    out: Tensor = apply(x, base.weight, base.bias, down, up, scale, state).view(*x.shape[:-1], len(up))
     return out
 
 
@@ -129,15 +130,15 @@ class _Lora(torch.autograd.Function):
             out = product(rows, dense, bias).addmm_(thin, up.t(), alpha=scale)
         trains = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
         ctx.save_for_backward(x if trains else None, weight, down, up, thin if ctx.needs_input_grad[4] else None)
-        ctx.scale, ctx.state = scale, state
-        return out.view(*x.shape[:-1], len(up))
+        ctx.scale, ctx.state, ctx.shape = scale, state, x.shape
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up, thin = ctx.saved_tensors
         for_x, _, for_bias, for_down, for_up, *_ = ctx.needs_input_grad
-        shape, gradient = gradient.shape, gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        gradient = gradient.contiguous()
         of_x = of_down = of_up = None
         if for_down or (for_x and not ctx.folds):
             inner = product_back(gradient, up).mul_(ctx.scale)
@@ -147,7 +148,7 @@ class _Lora(torch.autograd.Function):
                 of_x = product_back(gradient, folded(dense, down, up, ctx.scale, ctx.state))
             else:
                 of_x = product_back(gradient, dense).addmm_(inner, down)
-            of_x = of_x.view(*shape[:-1], down.shape[1])
+            of_x = of_x.view(ctx.shape)
         if for_down:
             of_down = product_outer(inner, x)
         if for_up:

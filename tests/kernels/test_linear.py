@@ -71,6 +71,17 @@ def test_what_comes_expanded_or_cut_is_as_good() -> None:
     assert_close(run(linear), run(functional.linear), **NEAR)
 
 
+def test_the_output_may_be_changed_in_place() -> None:
+    def run(of: Any) -> list[Tensor | None]:
+        x, weight = filled(4, 70, 160).requires_grad_(), filled(224, 160).requires_grad_()
+        out = of(x, weight)
+        out[filled(4, 70) > 0] = 0
+        out.pow(2).sum().backward()
+        return [x.grad, weight.grad]
+
+    assert_near(run(linear), run(functional.linear))
+
+
 def test_a_second_gradient_is_refused() -> None:
     x = filled(300, 160).requires_grad_()
     (first,) = torch.autograd.grad(linear(x, filled(224, 160)).pow(2).sum(), x, create_graph=True)

@@ -263,6 +263,20 @@ def test_a_model_without_adapters_is_left_alone() -> None:
         hang_lora(tiny("llama"), "on")
 
 
+def test_the_output_may_be_changed_in_place(way: None) -> None:
+    def run() -> list[Tensor]:
+        x = filled(3, 40, 48).requires_grad_()
+        out = model(x)
+        out[filled(3, 40) > 0] = 0
+        return list(torch.autograd.grad(out.pow(2).sum(), [x, *adapters]))
+
+    model = layer(48, 56)
+    adapters = [weight for weight in model.parameters() if weight.requires_grad]
+    expected = run()
+    hang_lora(model, "on")
+    assert_near(run(), expected)
+
+
 def test_a_second_gradient_is_refused() -> None:
     model, x = layer(48, 56), filled(40, 48).requires_grad_()
     hang_lora(model, "on")
