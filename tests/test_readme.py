@@ -53,7 +53,15 @@ def test_its_flags_are_settings() -> None:
     for name in Task.registry:
         known |= {"--" + ".".join(flag.path) for flag in flags(Run, {("task",): Task.registry[name]})}
     known |= {f"--{name.replace('_', '-')}" for name in Slurm.model_fields} | {"--now"}  # of submit and cancel
-    known |= {"--fix", "--json", "--by", "--bootstrap", "--metrics"}  # of data check and eval
+    known |= {
+        "--fix",
+        "--json",
+        "--by",
+        "--bootstrap",
+        "--metrics",
+        "--measure",
+        "--trace",
+    }  # of data check, eval, bench
     known |= {"--optm.lr"}  # misspelt, to show what happens
     assert not set(re.findall(r"--[a-z][\w.-]*", README.read_text())) - known
 

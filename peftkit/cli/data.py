@@ -10,6 +10,7 @@ from peftkit.errors import ConfigError
 
 SECTIONS = ("task", "data", "model")
 CHECK_USAGE = "data check [--fix OUT_DIR] [--json FILE] [--only CHECK,..] [--skip CHECK,..]"
+WANTED = {"--only": "CHECK", "--skip": "CHECK", "--measure": "STEPS"}
 CHECK_HELP = (
     "Exit code: 0 if no finding is an error, 1 if one is, 2 for wrong settings or a source that is not there."
     " Nothing is overwritten: --fix writes the rows with the remedies applied, and fixes.json, into a new folder."
@@ -37,7 +38,7 @@ def check(words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         _show_check_help()
         return 0
-    own, rest = _take(words, ("fix", "json", "only", "skip"))
+    own, rest = take(words, ("fix", "json", "only", "skip"))
     settings = read(rest)
     from peftkit.tracking.quiet import chatter_to
 
@@ -69,14 +70,14 @@ def _names(own: Mapping[str, str], name: str) -> tuple[str, ...]:
 
 def _take_rows(words: Sequence[str], default: int = 3) -> tuple[int, list[str]]:
     """`--rows N` or `--rows=N`, and the other words."""
-    own, rest = _take(words, ("rows",), empty=True)
+    own, rest = take(words, ("rows",), empty=True)
     number = own.get("rows", str(default))
     if not number.isdecimal() or int(number) == 0:
         raise ConfigError(f"--rows takes a whole number above 0; got {number}")
     return int(number), rest
 
 
-def _take(words: Sequence[str], names: Sequence[str], empty: bool = False) -> tuple[dict[str, str], list[str]]:
+def take(words: Sequence[str], names: Sequence[str], empty: bool = False) -> tuple[dict[str, str], list[str]]:
     """The command's own words, `--name VALUE` or `--name=VALUE`, and the others. A value is there, or may be `empty`."""
     flags = {f"--{name}": name for name in names}
     own: dict[str, str] = {}
@@ -90,6 +91,6 @@ def _take(words: Sequence[str], names: Sequence[str], empty: bool = False) -> tu
         if not equals:
             value = left.pop(0) if left else ""
         if not empty and (not value or value.startswith("--")):
-            raise ConfigError(f"{flag} needs a value: {flag} {'CHECK' if flag in ('--only', '--skip') else 'PATH'}")
+            raise ConfigError(f"{flag} needs a value: {flag} {WANTED.get(flag, 'PATH')}")
         own[flags[flag]] = value
     return own, rest

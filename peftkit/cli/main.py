@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": ("compare", "Answer held-out prompts with the base and with the tuned model."),
     "data show": ("data", "Show rows as the model will see them, targets coloured."),
     "data check": ("data", "Find, place and mend what is wrong with the rows: duplicates, leakage, labels, spans, ..."),
+    "bench": ("bench", "Take some steps, and say where their time and memory go."),
     "jobs": ("jobs", "List submitted runs: how they stand, and why they wait or failed."),
     "watch": ("jobs", "Follow a run's state and log until its end; the exit code says how it ended."),
     "cancel": ("jobs", "Let a run save and stop, and cancel its job."),

@@ -14,6 +14,7 @@ import shutil
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,13 @@ def place(work: Workload, rows: int, seed: int) -> Place:
     """Make what is missing, and say where it lies."""
     from peftkit.data.batches import order
 
-    model = once(CACHE / "models" / _model_name(work), lambda folder: make_model(work, folder))
-    every = json_lines(once(CACHE / "rows" / f"{_data_name(work)}.jsonl", lambda path: make_rows(work, model, path)))
+    model = once(CACHE / "models" / _kind(work), lambda folder: make_model(work, folder))
+    every = json_lines(once(CACHE / "rows" / f"{_kind(work)}.jsonl", lambda path: make_rows(work, model, path)))
     if rows > len(every):
         raise SystemExit(f"--rows {rows}: {work.name} has {len(every)}")
     taken = every[:rows]
     shuffled = [taken[row] for epoch in range(work.epochs) for row in order(rows, seed, epoch)]
-    base = CACHE / "rows" / f"{_data_name(work)}-{rows}-{work.epochs}-{seed}"
+    base = CACHE / "rows" / f"{_kind(work)}-{rows}-{work.epochs}-{seed}"
     plain, ordered = base.with_suffix(".rows.jsonl"), base.with_suffix(".ordered.jsonl")
     write_lines(plain, [without_counts(row) for row in taken])
     write_lines(ordered, [without_counts(row) for row in shuffled])
@@ -118,14 +119,10 @@ def place(work: Workload, rows: int, seed: int) -> Place:
     return Place(model, plain, ordered, counts["tokens"], counts["targets"])
 
 
-def _model_name(work: Workload) -> str:
-    return {"W1": "w1", "W1full": "w1", "W4": "w1", "W1v": "w1v", "W1r": "smollm2"}.get(
-        work.name, "minilm" if work.name.startswith("W2") else work.name
-    )
-
-
-def _data_name(work: Workload) -> str:
-    return _model_name(work)
+def _kind(work: Workload) -> str:
+    """Which model, and with it which rows: several workloads share them."""
+    shared = {"W1": "w1", "W1full": "w1", "W4": "w1", "W1v": "w1v", "W1r": "smollm2"}
+    return shared.get(work.name, "minilm" if work.name.startswith("W2") else work.name)
 
 
 def make_model(work: Workload, folder: Path) -> None:
@@ -175,7 +172,7 @@ def make_tokenizer(vocabulary: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts(), trainer)
+    bpe.train_from_iterator(islice(texts(), 150 if vocabulary <= 1000 else None), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END, pad_token=PAD, additional_special_tokens=[USER, ASSISTANT]
     )
