@@ -21,7 +21,7 @@ from peftkit.flows.job import Job
 from peftkit.flows.scores import gives_up
 from peftkit.flows.trunk import hang_cache
 from peftkit.kernels.quicken import quicken
-from peftkit.kernels.trunk import free_inputs
+from peftkit.kernels.trunk import free_trunk
 from peftkit.run_folder import RunFolder
 from peftkit.tasks.r_drop import RDrop, check_dropout
 
@@ -91,10 +91,9 @@ def opened(job: Job) -> Engine:
         check_dropout(job.model)
     noise = add_noise(job.model, chosen.neftune) if chosen.neftune else []
     quick = quicken(job.model, job.run.task, job.run.speed)
-    free_inputs(job.model)
-    kept = hang_cache(job)
+    freed, kept = free_trunk(job.model), hang_cache(job)
     engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
-    engine.hooks.extend([*noise, quick, *kept])
+    engine.hooks.extend([*noise, quick, freed, *kept])
     if chosen.pull:
         pull_back(engine, chosen.pull)
     if chosen.ema is not None:

@@ -14,6 +14,9 @@ from torch import nn
 from peftkit.errors import ModelError
 from peftkit.models.inspect import Place, Stack, inner, places, stacks
 
+ASKING = "make_inputs_require_grad"
+"""Begin of the names of PEFT's and transformers' hooks on embeddings."""
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -63,14 +66,50 @@ def find_trunk(model: nn.Module) -> Trunk:
     return Trunk(stack.path, listed[:frozen], listed[frozen:], embeddings, reader, whole)
 
 
-def free_inputs(model: nn.Module) -> None:
-    """Take off PEFT's and transformers' hooks that let the embeddings' outputs require a gradient.
+@dataclass(frozen=True)
+class Freed:
+    """Frozen layers that keep nothing for a backward pass; `remove` lets them be checkpointed again."""
 
-    Reentrant checkpointing needs it, which peftkit does not use; it makes every backward pass go down to the embeddings.
+    modules: tuple[nn.Module, ...]
+
+    def remove(self) -> None:
+        for module in self.modules:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+def free_trunk(model: nn.Module) -> Freed:
+    """See to it that no backward pass has anything to do below the lowest layer that trains.
+
+    PEFT and transformers let the embeddings' outputs require a gradient where activations are checkpointed: reentrant
+    checkpoints need that, which peftkit does not use, and every backward pass would go down to the embeddings. And a
+    checkpoint keeps its inputs for as long as its layer runs, also where nothing will ever be computed again.
     """
-    plain: Any = inner(model)[1]
-    if hasattr(plain, "disable_input_require_grads"):
-        plain.disable_input_require_grads()
+    for module in model.modules():
+        # By their names: PEFT hangs them on a second time, and transformers then knows of the second ones alone.
+        asking = [number for number, hook in module._forward_hooks.items() if _name(hook).startswith(ASKING)]
+        for number in asking:
+            del module._forward_hooks[number]
+    frozen = [module for layer in _resting(model) for module in layer.modules()]
+    freed = Freed(tuple(module for module in frozen if getattr(module, "gradient_checkpointing", False)))
+    for module in freed.modules:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    return freed
+
+
+def _name(hook: Any) -> str:
+    return getattr(hook, "__name__", "")
+
+
+def _resting(model: nn.Module) -> list[nn.Module]:
+    """The layers through which no gradient goes."""
+    where, layers = places(model), []
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    for stack in stacks(model):
+        frozen = _frozen(stack, where, trained)
+        layers += list(model.get_submodule(stack.path).children())[:frozen]
+        if any(place.stack == stack for name, place in where.items() if name in trained):
+            break  # a decoder that looks at an encoder that trains hands it its gradient
+    return layers
 
 
 def _frozen(stack: Stack, where: dict[str, Place], trained: set[str]) -> int:

@@ -142,7 +142,11 @@ class TrunkCache:
             raise ModelError(
                 f"--strategy.cache_trunk: {type(self.trunk.reader).__name__} did not run {self.trunk.words}"
             )
-        return [states[row] if mask is None else states[row][mask[row].bool()] for row in range(len(which))]
+        if mask is None:
+            return list(states)
+        if states.shape[:2] == mask.shape:
+            states = states[mask.bool()]
+        return list(states.flatten(0, -2).split(mask.sum(1).tolist()))
 
     def _whole(self, reader: nn.Module, *args: Any, **words: Any) -> Any:
         """An encoder that is frozen from end to end."""
