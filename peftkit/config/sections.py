@@ -155,13 +155,20 @@ class Batch(Section):
 
     total: PositiveInt = 16
     """Rows in one optimizer step, over all processes and micro-batches."""
-    micro: PositiveInt | Literal["auto"] = 4
-    """Rows in one forward pass on one process; auto: as many as fit. More takes more memory; the gradient stays the same."""
+    micro: PositiveInt | Literal["auto"] | None = None
+    """Rows in one forward pass on one process; left out: as many as `tokens` lets in; auto: as many as fit the memory."""
+    tokens: PositiveInt | None = None
+    """Tokens in one forward pass on one process, padding included, but one row at least. More takes more memory; the gradient
+    stays the same. Left out, and `micro` too: the longest row's, at least 512; on a GPU four times that, at least 4096."""
 
     @property
     def rows(self) -> int:
-        """`micro`, where it is known by now; else 1, which any training can begin with."""
-        return 1 if self.micro == "auto" else self.micro
+        """`micro`, where it is a number; else 1, which any training can begin with."""
+        return self.micro if isinstance(self.micro, int) else 1
+
+    def conflicts(self, run: Any) -> Iterator[str]:
+        if self.micro == "auto" and self.tokens:
+            yield "--batch.micro auto finds out how many tokens fit, and --batch.tokens names a number; give one of the two"
 
 
 class Regularize(Section):
@@ -210,6 +217,8 @@ class Eval(Section):
     """Score only the first so many validation rows."""
     batch: PositiveInt = 8
     """Rows in one forward pass of an evaluation."""
+    tokens: PositiveInt = 4096
+    """Tokens in one, padding included, but one row at least."""
     by: str | None = None
     """A column whose values are scored apart too: language, source, ..."""
     anchor: str | None = None

@@ -24,6 +24,9 @@ class Speed(Section):
     lora: Way = "auto"
     """Compute a layer and its LoRA adapter as one, without what PEFT computes in between."""
 
+    unpad: Way = "auto"
+    """Keep padding out of the layers: each row's tokens are computed and looked at alone, one row behind the other."""
+
     def way(self, name: str) -> Way:
         """What is asked of the setting `name`, once `mode` has had its say."""
         chosen: Way = getattr(self, name)

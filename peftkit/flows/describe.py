@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from peftkit.config.run import Run
+from peftkit.config.sections import Batch
+from peftkit.data.batches import useful
+from peftkit.data.prepare import Prepared
 from peftkit.engine.checkpoint import Progress
 from peftkit.engine.ds_config import Config, offloads_optimizer, stage_of
 from peftkit.flows.job import Job
@@ -27,7 +31,7 @@ def header_of(job: Job, folder: RunFolder) -> Pairs:
         ("strategy", f"{run.strategy.name}  ({trainable(count(job.model))})"),
         *trunk_words(job),
         ("engine", engine_words(job.deepspeed, job.precision, job.world.processes)),
-        ("batch", batch_words(run.batch.total, run.batch.micro, job.world.processes)),
+        ("batch", batch_words(run.batch, job.world.processes, useful_tokens(run, job.prepared, job.world.processes))),
         ("steps", f"{job.steps}  ({job.epoch} in an epoch of {job.prepared.train.epoch:,} rows)"),
         ("learning rate", f"{run.optim.lr:g} with {run.optim.name}, {run.schedule.name}"),
         ("folder", folder.path),
@@ -84,9 +88,21 @@ def processes(number: int) -> str:
     return "1 process" if number == 1 else f"{number} processes"
 
 
-def batch_words(total: int, micro: int | str, world: int) -> str:
-    """`16 rows a step = 2 processes x 2 micro-batches of up to 4 rows`."""
-    if not isinstance(micro, int):
-        return f"{total} rows a step = {processes(world)} x micro-batches of as many rows as fit (--batch.micro auto)"
-    passes = -(-total // (micro * world))
-    return f"{total} rows a step = {processes(world)} x {passes} micro-batch{'es' if passes > 1 else ''} of up to {micro} rows"
+def batch_words(batch: Batch, world: int, useful: float | None) -> str:
+    """`16 rows a step = 2 processes x micro-batches of up to 1,024 tokens, 93.1 % of them useful`."""
+    total, micro, among = batch.total, batch.micro, "" if useful is None else f", {useful:.1%} useful tokens"
+    rows = f"{total} rows a step = {processes(world)} x"
+    if micro == "auto":
+        return f"{rows} micro-batches of as many rows as fit (--batch.micro auto)"
+    if batch.tokens:
+        at_most = f" and {micro} rows" if micro else ""
+        return f"{rows} micro-batches of up to {batch.tokens:,} tokens{at_most}{among}"
+    passes = -(-total // (batch.rows * world))
+    return f"{rows} {passes} micro-batch{'es' if passes > 1 else ''} of up to {batch.rows} rows{among}"
+
+
+def useful_tokens(run: Run, prepared: Prepared, world: int) -> float | None:
+    """Which share of what micro-batches hold is no padding; None where that is not known yet, or rows have no lengths."""
+    if run.batch.micro == "auto" or max(prepared.train.lengths, default=1) == 1:
+        return None
+    return useful(prepared.train, run.batch, run.seed, world)

@@ -30,29 +30,29 @@ def fitted(job: Job, folder: RunFolder, teller: Teller) -> Job:
     if job.run.batch.micro != "auto":
         return job
     begun = job.world.share(_begun_with(job.run, folder) if job.world.first else None)
-    rows = begun or find(job, teller)
-    batch = job.run.batch.model_copy(update={"micro": rows})
+    batch = job.run.batch.model_copy(update=begun or find(job, teller))
     run = job.run.model_copy(update={"batch": batch})
     return replace(job, run=run, deepspeed=engine_config(run, job.world.processes)[1])
 
 
-def _begun_with(run: Run, folder: RunFolder) -> int | None:
+def _begun_with(run: Run, folder: RunFolder) -> dict[str, int | None] | None:
     """A run that goes on does so with the number that was found first: with another one it would not be the same to the bit."""
     if not run.resume or not folder.config.exists():
         return None
-    micro = load(folder.config).batch.micro
-    return micro if isinstance(micro, int) else None
+    begun = load(folder.config).batch
+    return None if begun.micro == "auto" else {"micro": begun.micro, "tokens": begun.tokens}
 
 
-def find(job: Job, teller: Teller) -> int:
-    """Try it out, on an engine of its own over everything that will ever train."""
+def find(job: Job, teller: Teller) -> dict[str, int | None]:
+    """Try it out, on an engine of its own over everything that will ever train: what fits of the longest rows, in tokens."""
     with everything_unfrozen(job):
         found, free = _tried(job)
     give_back()
     teller.note(
-        f"--batch.micro auto: {found} rows in a forward pass ({size(free)} were free; the longest rows were tried)"
+        f"--batch.micro auto: {found} of the longest rows, or as many tokens, in a forward pass ({size(free)} were free)"
     )
-    return found
+    longest = max(job.prepared.train.lengths)
+    return {"micro": found} if longest == 1 else {"micro": None, "tokens": found * longest}
 
 
 def _tried(job: Job) -> tuple[int, int]:

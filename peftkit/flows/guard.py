@@ -78,7 +78,7 @@ def rows_of(job: Job, step: Step, bad: Sequence[Sequence[int]] | None) -> list[i
     store, batch, processes = job.prepared.train, job.run.batch, job.world.processes
     windows = step_rows(step.step - 1, store.epoch, batch.total, job.run.seed, store.draws)
     if bad is not None:
-        dealt = (deal(windows, store.lengths, batch.rows, processes, process) for process in range(processes))
+        dealt = (deal(windows, store.lengths, batch, processes, process) for process in range(processes))
         windows = [row for mine, numbers in zip(dealt, bad, strict=True) for index in numbers for row in mine[index]]
     return [int(store.row[window]) for window in windows]
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from peftkit.cache import cache_root
@@ -31,6 +32,9 @@ from peftkit.models.inspect import Count, count, depth_of
 from peftkit.models.load import Base, fresh_in, load, skeleton
 from peftkit.models.processor import load_processor
 
+ROWS = 4
+"""In a micro-batch, where rows have no lengths."""
+
 
 @dataclass
 class Job:
@@ -50,6 +54,8 @@ class Job:
     """Keeps ZeRO-3's way of loading models switched on."""
     born: dict[str, int] = field(default_factory=dict)
     """Stage at which each parameter started to train."""
+    quickened: list[str] = field(default_factory=list)
+    """How the model computes the same with less, in words, once an engine was opened."""
 
     @property
     def epoch(self) -> int:
@@ -103,14 +109,23 @@ class Job:
 
     def evaluation(self, split: Store, rows: int | None) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """This process's batches of a split."""
-        size, world = self.run.eval.batch, self.world
-        return evaluation_batches(split, self.run.task, self.base.processor, size, world.processes, world.process, rows)
+        asked, world = self.run.eval, self.world
+        return evaluation_batches(
+            split,
+            self.run.task,
+            self.base.processor,
+            asked.batch,
+            world.processes,
+            world.process,
+            rows,
+            asked.tokens,
+        )
 
 
 def make_job(run: Run, world: World) -> Job:
     """Find, check, prepare and load everything, or raise what is wrong with it."""
     _, prepared = prepare_data(run)
-    run = with_task(run, prepared)
+    run = with_tokens(with_task(run, prepared), prepared)
     for metric in metrics_of(run):
         metric.ready()
     precision, config = engine_config(run, world.processes)
@@ -128,7 +143,7 @@ def make_job(run: Run, world: World) -> Job:
 def sketch(run: Run, processes: int) -> tuple[Run, str, Config, Prepared, Count]:
     """The same on the meta device, without weights: for `--dry-run` and plans."""
     source, prepared = prepare_data(run)
-    run = with_task(run, prepared)
+    run = with_tokens(with_task(run, prepared), prepared)
     precision, config = engine_config(run, processes)
     model = skeleton(run.model, run.task, run.strategy, DTYPES[precision], run.data.cache)
     fresh = fresh_in(model, source) if Path(source).is_dir() else ()
@@ -140,6 +155,18 @@ def with_task(run: Run, prepared: Prepared) -> Run:
     run = run.model_copy(update={"task": prepared.task})
     check_settings(run)
     return run
+
+
+def with_tokens(run: Run, prepared: Prepared) -> Run:
+    """The run with a number of tokens a micro-batch where it names none: a run that goes on finds it in its settings."""
+    if run.batch.micro is not None or run.batch.tokens is not None:
+        return run
+    longest, fast = max(prepared.train.lengths, default=1), torch.cuda.is_available()
+    if longest == 1:  # pictures: what all rows have as much of is not counted in tokens
+        size: dict[str, int] = {"micro": ROWS}
+    else:
+        size = {"tokens": max(4 * longest, 4096) if fast else max(longest, 512)}
+    return run.model_copy(update={"batch": run.batch.model_copy(update=size)})
 
 
 def prepare_data(run: Run) -> tuple[str, Prepared]:

@@ -135,15 +135,17 @@ def remedies(run: Run, job: Job, full: Full) -> list[Remedy]:
 
 def _of_rows(run: Run, job: Job, full: Full) -> Iterator[Remedy]:
     """What makes fewer activations."""
-    micro = run.batch.rows
+    micro, tokens, longest = run.batch.rows, run.batch.tokens, max(job.prepared.train.lengths, default=1)
     if micro > 1:
         fewer = max(1, micro // 4)
         yield Remedy(f"--batch.micro {fewer}", int(full.activations * (1 - fewer / micro)))
+    elif tokens and tokens > longest:
+        fewer = max(longest, tokens // 4)
+        yield Remedy(f"--batch.tokens {fewer}", int(full.activations * (1 - fewer / tokens)))
     layers = sum(stack.layers for stack in stacks(job.model))
     if not run.model.gradient_checkpointing and layers > 1:
         saved = inside(run, job, full) * max(0.0, 1 - 1 / layers - LAYER_INPUT)
         yield Remedy("--model.gradient_checkpointing", int(saved))
-    longest = max(job.prepared.train.lengths, default=1)
     if run.task.reads == "text" and longest > 64:
         yield Remedy(f"--data.max_length {longest // 2}", int(full.activations * (1 - (longest // 2) / longest)))
 
@@ -157,7 +159,8 @@ def logits(run: Run, job: Job) -> int:
     """Bytes of a micro-batch's logits over the vocabulary, which no checkpointing saves; 0 for a model without."""
     ends = getattr(job.model, "get_output_embeddings", lambda: None)()
     words = getattr(ends, "out_features", 0)
-    return LOGITS * 4 * run.batch.rows * max(job.prepared.train.lengths, default=1) * words
+    tokens = run.batch.tokens or run.batch.rows * max(job.prepared.train.lengths, default=1)
+    return LOGITS * 4 * tokens * words
 
 
 def _of_weights(run: Run, job: Job, full: Full) -> Iterator[Remedy]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from peftkit.config.run import Run
+from peftkit.data.batches import shortest_batch
 from peftkit.engine.ahead import with_ahead
 from peftkit.engine.average import follow
 from peftkit.engine.checkpoint import Progress, Saved, resume
-from peftkit.engine.loop import Learnt, Step, steps
+from peftkit.engine.loop import Learnt, Step, forward, on_device, steps
 from peftkit.engine.noise import add_noise
 from peftkit.engine.open import Engine, open_engine
 from peftkit.engine.pull import pull_back
@@ -94,11 +96,23 @@ def opened(job: Job) -> Engine:
     freed, kept = free_trunk(job.model), hang_cache(job)
     engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
     engine.hooks.extend([*noise, quick, freed, *kept])
+    quick.prove(partial(few_rows, job, engine))
+    job.quickened = quick.words
     if chosen.pull:
         pull_back(engine, chosen.pull)
     if chosen.ema is not None:
         follow(engine, chosen.ema)  # after the pull, so that it is in the average
     return engine
+
+
+def few_rows(job: Job, engine: Engine) -> None:
+    """A forward pass over two short rows, the same ones on every process; one is shorter than the other."""
+    task = job.run.task
+    batch = on_device(shortest_batch(job.prepared.train, task, job.base.processor), job.world.device)
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.all():
+        mask[0, ..., -1] = 0
+    forward(engine.deepspeed, task, batch)
 
 
 def join_references(

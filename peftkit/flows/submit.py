@@ -186,15 +186,10 @@ def unsplittable(run: Run) -> Iterator[str]:
     processes = slurm.nodes * slurm.processes
     try:
         nvme = cache_root(run.data.cache) / "nvme"
-        plan = Plan(run.batch.total, _known(run.batch.micro), processes, precision, run.optim, nvme)
+        plan = Plan(run.batch.total, run.batch.rows, processes, precision, run.optim, nvme)
         fill(read_config(run.deepspeed), plan)
     except ConfigError as problem:
         yield from problem.problems
-
-
-def _known(micro: int | str) -> int:
-    """`auto` is found out on the GPUs."""
-    return micro if isinstance(micro, int) else 1
 
 
 @contextmanager

@@ -29,7 +29,15 @@ from peftkit.engine.watch import Watch
 from peftkit.engine.world import LONGEST_WAIT, World, identity, joined
 from peftkit.errors import ConfigError, StoppedError
 from peftkit.flows.attempt import Attempt, start_attempt
-from peftkit.flows.describe import batch_words, engine_words, header_of, parameters, summary_of, trainable
+from peftkit.flows.describe import (
+    batch_words,
+    engine_words,
+    header_of,
+    parameters,
+    summary_of,
+    trainable,
+    useful_tokens,
+)
 from peftkit.flows.fit import fitted
 from peftkit.flows.guard import check_weights, tell_step
 from peftkit.flows.job import Job, check_base, check_settings, make_job, sketch, total_steps
@@ -131,6 +139,8 @@ def carry_out(now: Underway) -> Progress:
     check_room(job, folder, now.progress.step)
     now.meter.job = job
     engine = open_at(job, now.progress.step, saved)
+    for line in job.quickened:
+        teller.note(line)
     now.meter.begin(job, engine)
     begin_folder(job, folder, now.progress, world)  # what cannot be resumed was left as it is
     teller.log_to(folder.metrics)
@@ -340,7 +350,7 @@ def dry_run(run: Run) -> None:
         ("model", f"{run.model.path or 'SmolLM2-135M-Instruct'}  ({parameters(size)})"),
         ("strategy", f"{run.strategy.name}  ({trainable(size)})"),
         ("engine", engine_words(config, precision, world.processes)),
-        ("batch", batch_words(run.batch.total, run.batch.micro, world.processes)),
+        ("batch", batch_words(run.batch, world.processes, useful_tokens(run, prepared, world.processes))),
         ("steps", f"{steps}  ({steps / epoch:.2f} epochs, about {tokens:,} tokens)"),
         ("folder", run.out or default_folder(run)),
         *[("data", line) for line in prepared.report.lines()],

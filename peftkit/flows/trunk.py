@@ -15,6 +15,7 @@ from peftkit.data.fingerprint import processor_digest
 from peftkit.engine.open import DTYPES
 from peftkit.errors import ModelError
 from peftkit.flows.job import Job
+from peftkit.kernels.attention import attention_of
 from peftkit.kernels.shelf import make_room, open_shelf
 from peftkit.kernels.trunk import Trunk, find_trunk
 from peftkit.kernels.trunk_cache import TrunkCache
@@ -82,7 +83,7 @@ def folder_of(job: Job, trunk: Trunk, dtype: torch.dtype) -> Path:
         "base": job.base.fingerprint,
         "config": {name: value for name, value in config.to_dict().items() if name != "_name_or_path"},
         "loading": run.strategy.loading(DTYPES[job.precision]),
-        "attention": config._attn_implementation,
+        "attention": attention_of(config),
         "trunk": [trunk.path, len(trunk.layers), trunk.whole],
         "precision": [job.precision, str(dtype), job.deepspeed.get("torch_autocast")],
         "rows": job.prepared.digest,

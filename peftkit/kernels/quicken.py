@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from peftkit.config.speed import Speed
+from peftkit.errors import ConfigError
 from peftkit.kernels.linear import hang_products
 from peftkit.kernels.lora import hang_lora
 from peftkit.tasks import Task
+
+Run = Callable[[], Any]
+"""A forward pass of the model over a few rows."""
 
 
 @dataclass
@@ -21,6 +26,13 @@ class Quickened:
     """Handles; `remove` of all of them leaves the model as it was."""
     words: list[str] = field(default_factory=list)
     """For the header of a run: what is used, and why something is not."""
+    proofs: list[Callable[[Run], None]] = field(default_factory=list)
+    """What has to be seen on the model itself, once it can compute."""
+
+    def prove(self, run: Run) -> None:
+        """Let `run` show that the model still computes the same; what does not is taken off. ConfigError if it was asked for."""
+        while self.proofs:
+            self.proofs.pop(0)(run)
 
     def add(self, hung: tuple[list[Any], list[str]]) -> None:
         """Note what one of the parts has hung on it: its handles, and its words."""
@@ -40,4 +52,30 @@ def quicken(model: nn.Module, task: Task, speed: Speed) -> Quickened:
     quick = Quickened()
     quick.add(hang_products(model, speed.way("kernels")))
     quick.add(hang_lora(model, speed.way("lora")))
+    if speed.way("unpad") != "off":
+        without_padding(quick, model, speed)
     return quick
+
+
+def without_padding(quick: Quickened, model: nn.Module, speed: Speed) -> None:
+    """Layers that see no padding, where a pass over a few rows shows that they compute the same."""
+    from peftkit.kernels.unpadded import disagreement, unpad, why_not
+
+    def refuse(why: str) -> None:
+        if speed.unpad == "on":
+            raise ConfigError(f"--speed.unpad on: the layers cannot go without padding: {why}")
+        quick.words.append(f"layers see padded rows: {why}")
+
+    def prove(run: Run) -> None:
+        if why := disagreement(hung, run):
+            hung.remove()
+            refuse(why)
+        else:
+            quick.words.append("layers see no padding")
+
+    if why := why_not(model):
+        refuse(why)
+        return
+    hung = unpad(model)
+    quick.hooks.append(hung)
+    quick.proofs.append(prove)

@@ -21,6 +21,7 @@ from peftkit.errors import ModelError
 from peftkit.kernels.patch import Patch, patch
 from peftkit.kernels.shelf import Shelf
 from peftkit.kernels.trunk import Trunk
+from peftkit.kernels.unpadded import padded_again
 from peftkit.tasks.base import WINDOWS
 
 READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "pixel_values")
@@ -170,7 +171,10 @@ class TrunkCache:
     def _below(self, layer: nn.Module, *args: Any, **words: Any) -> Any:
         if self._rows is None:
             found = _as_ever(layer, *args, **words)
-            if self._alone:
+            if self._alone and layer is self.trunk.layers[-1]:
+                found = padded_again(
+                    layer, args, words, found
+                )  # what follows is left out, and the reader takes padded rows
                 self._taken = _states_of(layer, found)
             return found
         self._used = True

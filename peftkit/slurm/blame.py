@@ -187,7 +187,7 @@ REMEDIES: Mapping[Kind, str] = {
     "data": "mend the rows (peftkit data check finds what is wrong with them) and submit again",
     "model": "name a model that can be read on the nodes: they may have no network, and no access to your home",
     "code": "the traceback is in the process's error file and log; if it is peftkit's own fault, report it",
-    "memory": "lower --batch.micro (or auto), turn on --model.gradient_checkpointing, or take --deepspeed zero3 or zero3_offload",
+    "memory": "lower --batch.tokens, turn on --model.gradient_checkpointing, or take --deepspeed zero3 or zero3_offload",
     "disk": "make room, or send the run elsewhere with --out; the newest complete checkpoint is still good",
     "nonfinite": "a lower --optim.lr or a longer warm-up, and look at the rows that are named; the last good checkpoint is kept",
     "checkpoint": "the checkpoint that is named is damaged or another run's; remove it to go on from the one before",

@@ -18,6 +18,7 @@ from peftkit.engine.loop import steps
 from peftkit.engine.memory import held
 from peftkit.engine.optim import Optimizer
 from peftkit.engine.world import World, joined
+from peftkit.flows.job import prepare_data
 from peftkit.flows.train import train
 from tests.conftest import Together
 from tests.engine.odd import opened, optimizer
@@ -52,14 +53,26 @@ def it_is_the_run_with_that_number(world: World, folder: Path, **more: Any) -> N
     told = settings(world, folder, **more)
     train(Run.model_validate({**told, "out": str(folder / "auto")}))
     world.wait()
-    micro = yaml.safe_load((folder / "auto/config.yaml").read_text())["batch"]["micro"]
-    assert micro == 8 // world.processes, "there is room for all"
-    train(Run.model_validate({**told, "out": str(folder / "given"), "batch": {"total": 8, "micro": micro}}))
+    batch = batch_of(folder / "auto")
+    assert batch["tokens"] == 8 // world.processes * longest(folder, told), "there is room for all"
+    train(Run.model_validate({**told, "out": str(folder / "given"), "batch": batch}))
     world.wait()
     found, expected = weights(folder / "auto"), weights(folder / "given")
     assert found.keys() == expected.keys() and len(found) > 10
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
     world.wait()
+
+
+def batch_of(folder: Path) -> dict[str, Any]:
+    """What a run says of its batches."""
+    batch: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())["batch"]
+    assert batch["micro"] is None
+    return batch
+
+
+def longest(folder: Path, told: dict[str, Any]) -> int:
+    """Tokens of the longest row that a run learns."""
+    return max(prepare_data(Run.model_validate(told))[1].train.lengths)
 
 
 def a_resumed_run_keeps_what_was_found(world: World, folder: Path) -> None:
@@ -69,11 +82,13 @@ def a_resumed_run_keeps_what_was_found(world: World, folder: Path) -> None:
     world.wait()
     if world.first:
         file = folder / "run/config.yaml"
-        file.write_text(file.read_text().replace(f"micro: {8 // world.processes}", "micro: 1"))
+        found = f"tokens: {batch_of(folder / 'run')['tokens']}}}"
+        assert found in file.read_text()
+        file.write_text(file.read_text().replace(found, "tokens: 7}"))
     world.wait()
     train(Run.model_validate({**told, "resume": True}))
     world.wait()
-    assert yaml.safe_load((folder / "run/config.yaml").read_text())["batch"]["micro"] == 1
+    assert batch_of(folder / "run")["tokens"] == 7
     world.wait()
 
 
@@ -126,9 +141,9 @@ def test_what_is_found_fits_and_all_rows_at_once_do_not(data: Path, tmp_path: Pa
     """Under a limit in which 64 rows burst (tests/flows/test_memory.py) some do not, and not only a single one."""
     done = limited(data, tmp_path / "run", 300, "--batch.micro", "auto")
     assert done.returncode == 0, done.stdout[-3000:]
-    micro = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["batch"]["micro"]
-    assert 4 <= micro < 64
-    assert f"micro-batches of up to {micro} rows" in done.stdout
+    tokens = batch_of(tmp_path / "run")["tokens"]
+    assert 4 * 128 <= tokens < 64 * 128
+    assert f"micro-batches of up to {tokens:,} tokens" in done.stdout
 
 
 def test_a_dry_run_leaves_it_open(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

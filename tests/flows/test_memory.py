@@ -119,8 +119,10 @@ FULL = {"strategy": "full", "precision": "bf16"}
     ("settings", "full", "expected"),
     [
         # Activations: fewer rows first, then what keeps fewer of them, then shorter rows.
-        (FULL, Full(Held(G, G, 4 * G, 2 * G), 90 * G, G),
+        ({**FULL, "batch": {"micro": 4}}, Full(Held(G, G, 4 * G, 2 * G), 90 * G, G),
          ["--batch.micro 1", "--model.gradient_checkpointing", "--data.max_length 256"]),
+        ({**FULL, "batch": {"tokens": 4096}}, Full(Held(G, G, 4 * G, 2 * G), 90 * G, G),
+         ["--batch.tokens 1024", "--model.gradient_checkpointing", "--data.max_length 256"]),
         # The optimizer: adapters have hardly any, several processes share it, 8 bits have a quarter of its moments.
         ({**FULL, "zero": 0, "processes": 4}, Full(Held(2 * G, 2 * G, 60 * G, 40 * G), 0, G),
          ["--strategy lora", "--deepspeed zero2", "--optim adamw_8bit"]),
