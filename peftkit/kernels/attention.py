@@ -21,6 +21,9 @@ from peftkit.kernels.segments import Rows, Segments
 NAME = "peftkit_unpadded"
 PLAIN = "sdpa"
 """What it stands for."""
+SHORT = 256
+"""Up to so many tokens torch's backward pass on a CPU is faster in fp32 than in 16 bits (17 against 20 us a token, 5 against 18
+at 64), and nearer to the truth."""
 FULL, CAUSAL, WINDOW = "bidirectional_mask_function", "causal_mask_function", "sliding_window_"
 
 
@@ -178,11 +181,18 @@ class _OnHost(torch.autograd.Function):
         # In the layout of the projections, so that what comes before needs no copy.
         grads = [torch.empty_like(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value)]
         for (q, k), logsumexp in zip(_spans(segments), sums, strict=True):
-            mask = _additive(segments.mask(q.stop - q.start), query.dtype)
-            made = flash(
-                grad[:, q].transpose(1, 2), query[:, :, q], key[:, :, k], value[:, :, k], out[:, q].transpose(1, 2),
-                logsumexp, 0.0, segments.causal and mask is None, attn_mask=mask, scale=ctx.scale,
-            )  # fmt: skip
+            states = [
+                grad[:, q].transpose(1, 2),
+                query[:, :, q],
+                key[:, :, k],
+                value[:, :, k],
+                out[:, q].transpose(1, 2),
+            ]
+            if q.stop - q.start <= SHORT:
+                states = [part.float() if part.element_size() < 4 else part for part in states]
+            mask = _additive(segments.mask(q.stop - q.start), states[0].dtype)
+            causal = segments.causal and mask is None
+            made = flash(*states, logsumexp, 0.0, causal, attn_mask=mask, scale=ctx.scale)
             for into, part, at in zip(grads, made, (q, k, k), strict=True):
                 into[:, :, at] = part
         return *grads, None, None

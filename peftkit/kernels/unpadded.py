@@ -37,6 +37,8 @@ class Unpadded:
     handles: list[Any] = field(default_factory=list)
     configs: list[Any] = field(default_factory=list)
     """Of the model and its parts: where the name of the attention stands."""
+    proven: bool = True
+    """Until then it is there, and does nothing."""
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -50,14 +52,14 @@ class Unpadded:
             config._attn_implementation_internal = name
 
 
-def unpad(model: nn.Module) -> Unpadded:
-    """Hang it on a model for which `why_not` has no answer."""
+def unpad(model: nn.Module, proven: bool = True) -> Unpadded:
+    """Hang it on a model for which `why_not` has no answer; what is not proven waits until `disagreement` finds none."""
     register()
     _, plain = inner(model)
     parts = [part for part in plain.modules() if getattr(part, "config", None) is not None]
     configs = {id(part.config): part.config for part in parts}
-    hung = Unpadded(model, configs=list(configs.values()))
-    hung.attend(NAME)
+    hung = Unpadded(model, configs=list(configs.values()), proven=proven)
+    hung.attend(NAME if proven else PLAIN)
     for stack in stacks(model):
         layers = list(model.get_submodule(stack.path).children())
         hung.handles += [layer.register_forward_pre_hook(_enter, with_kwargs=True) for layer in layers]
@@ -94,6 +96,7 @@ def why_not(model: nn.Module) -> str | None:
 
 def disagreement(hung: Unpadded, run: Callable[[], Any]) -> str | None:
     """What `run` (a forward pass over padded rows, without gradients) shows of it: None if all tokens are as with padding."""
+    hung.proven = False
     hung.attend(PLAIN)
     padded = _states(hung.model, run)
     hung.attend(NAME)
@@ -109,7 +112,11 @@ def disagreement(hung: Unpadded, run: Callable[[], Any]) -> str | None:
         return "its layers are told of no padding"
     worst = max(_apart(one, other, segments) for (one, _), (other, segments) in zip(padded, ours, strict=True))
     near = NEAR.get(padded[0][0].dtype, FAR)
-    return None if worst <= near else f"tokens differ by {worst:.1g} of their size"
+    if worst > near:
+        return f"tokens differ by {worst:.1g} of their size"
+    hung.proven = True
+    hung.attend(NAME)
+    return None
 
 
 @torch.no_grad()
@@ -173,7 +180,7 @@ def _look_inside(hung: Unpadded, model: nn.Module, args: Any, kwargs: dict[str, 
 
 
 def _looked_inside(hung: Unpadded, model: nn.Module, args: Any, output: Any) -> None:
-    hung.attend(NAME)
+    hung.attend(NAME if hung.proven else PLAIN)
 
 
 def _enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

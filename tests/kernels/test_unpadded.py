@@ -231,7 +231,10 @@ def test_layers_that_mix_tokens_are_found_out() -> None:
         return model(**batch)
 
     quick = quicken(model, CausalLM(), Speed())
+    run()
+    assert model.config._attn_implementation == "sdpa", "what is not proven does nothing"
     quick.prove(run)
+    assert model.config._attn_implementation == attention.NAME
     assert "layers see no padding" in quick.words
     quick.remove()
     model.model.layers[1].mlp = Mixing(model.model.layers[1].mlp)
