@@ -33,6 +33,7 @@ from tests.matrix import EQUAL, OUTCOMES, TOTAL, Cell, cells, folder_of, read_ou
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.launch
+TOKENS = (1, 60)
 CHECKPOINTED = Cell("chat", "qwen", "lora", 1, 2, "zero2")
 
 
@@ -64,6 +65,8 @@ def run_all(data: Path) -> Path:
         if processes == 1:
             again = CHECKPOINTED.settings(data)
             listed["checkpointed"] = again | {"model": {"path": again["model"], "gradient_checkpointing": True}}
+        for tokens in TOKENS:
+            listed[f"tokens-{tokens}"] = CHECKPOINTED.settings(data) | {"batch": {"total": TOTAL, "tokens": tokens}}
         (data / f"results-{processes}").mkdir()
         (data / f"cases-{processes}.json").write_text(json.dumps(listed))
         worker = Path(__file__).with_name("steps_worker.py")
@@ -86,6 +89,16 @@ def test_activations_computed_again_change_no_step(trained: Path) -> None:
     found = load_file(trained / "results-1" / "checkpointed.safetensors")
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_micro_batches_by_tokens_change_no_step(processes: int, tokens: int, trained: Path) -> None:
+    expected = load_file(trained / "results-1" / f"{CHECKPOINTED.name}.safetensors")
+    found = load_file(trained / f"results-{processes}" / f"tokens-{tokens}.safetensors")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-5)
 
 
 def test_a_score_has_the_same_last_digit_in_any_world(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from peftkit.engine.loop import steps
 from peftkit.engine.memory import held
 from peftkit.engine.optim import Optimizer
 from peftkit.engine.world import World, joined
-from peftkit.flows.job import prepare_data
+from peftkit.flows.job import prepare_data, with_tokens
 from peftkit.flows.train import train
 from tests.conftest import Together
 from tests.engine.odd import opened, optimizer
@@ -134,6 +135,23 @@ def test_on_two_processes(check: str, together: Together) -> None:
 def test_alone_it_is_the_run_with_that_number(tmp_path: Path, zero: str) -> None:
     with joined() as alone:
         it_is_the_run_with_that_number(alone, tmp_path, deepspeed=zero)
+
+
+@pytest.mark.parametrize(
+    ("batch", "lengths", "expected"),
+    [
+        ({}, [700, 20], {"micro": None, "tokens": 700}),
+        ({}, [30, 20], {"micro": None, "tokens": 512}),
+        ({}, [1, 1], {"micro": 4, "tokens": None}),
+        ({"micro": 2}, [700, 20], {"micro": 2, "tokens": None}),
+        ({"tokens": 64, "micro": 3}, [700, 20], {"micro": 3, "tokens": 64}),
+        ({"micro": "auto"}, [700, 20], {"micro": "auto", "tokens": None}),
+    ],
+)
+def test_a_run_that_names_no_size_gets_the_longest_rows(batch: Any, lengths: list[int], expected: Any) -> None:
+    run = with_tokens(Run.model_validate({"batch": batch}), SimpleNamespace(train=SimpleNamespace(lengths=lengths)))
+    assert run.batch.model_dump() == {"total": 16, **expected}
+    assert with_tokens(run, SimpleNamespace(train=SimpleNamespace(lengths=[9]))) == run, "a run that goes on keeps it"
 
 
 @pytest.mark.launch
