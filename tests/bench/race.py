@@ -163,7 +163,7 @@ def environment(one: Command, threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(one.cwd),
+        "PYTHONPATH": str(one.cwd) if one.words[0] == sys.executable else "",
     }
     return {**os.environ, **set_here}
 

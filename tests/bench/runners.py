@@ -13,6 +13,10 @@ from tests.bench.workloads import CACHE, Place, Workload
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+LITGPT = (
+    "python -m venv {0}; {0}/bin/pip install torch==2.13.0; {0}/bin/pip install litgpt==0.5.13 requests torch==2.13.0"
+)
+"""How its environment is made: torch first, so that it stays the same."""
 
 
 @dataclass(frozen=True)
@@ -82,29 +86,42 @@ def trainer(**more: Any) -> Callable[[Asked], Command]:
     """transformers' Trainer with PEFT; `more` are settings of peer_trainer.py."""
 
     def made(asked: Asked) -> Command:
-        work, where = asked.work, asked.place
-        lines = asked.out.with_suffix(".lines")
-        settings = {
-            "model": str(where.model),
-            "rows": str(where.ordered),
-            "task": work.task,
-            "strategy": work.strategy,
-            "options": work.options,
-            "micro": work.micro,
-            "total": work.total,
-            "lr": work.lr,
-            "max_length": work.max_length,
-            "precision": asked.precision,
-            "seed": asked.seed,
-            "out": str(asked.out),
-            "lines": str(lines),
-            **more,
-        }
-        file = asked.out.with_suffix(".json")
-        file.write_text(json.dumps(settings))
-        return Command([sys.executable, str(HERE / "peer_trainer.py"), str(file)], lines)
+        return peer(asked, sys.executable, "peer_trainer.py", {"micro": asked.work.micro, **more})
 
     return made
+
+
+def litgpt(asked: Asked) -> Command:
+    """litgpt, where CACHE/venvs/litgpt has it."""
+    python = CACHE / "venvs" / "litgpt" / "bin" / "python"
+    if not python.exists():
+        raise SystemExit(f"no {python}: {LITGPT.format(CACHE / 'venvs' / 'litgpt')}")
+    if asked.work.strategy != "lora" or not asked.work.llama or asked.work.llama["tie_word_embeddings"]:
+        raise SystemExit(f"litgpt does not run {asked.work.name} here: it has LoRA of an untied Llama")
+    return peer(asked, str(python), "peer_litgpt.py", {"converted": str(CACHE / "litgpt" / asked.place.model.name)})
+
+
+def peer(asked: Asked, python: str, script: str, more: dict[str, Any]) -> Command:
+    """A peer's script, and its settings beside it in a file."""
+    work, where, lines = asked.work, asked.place, asked.out.with_suffix(".lines")
+    settings = {
+        "model": str(where.model),
+        "rows": str(where.ordered),
+        "task": work.task,
+        "strategy": work.strategy,
+        "options": work.options,
+        "total": work.total,
+        "lr": work.lr,
+        "max_length": work.max_length,
+        "precision": asked.precision,
+        "seed": asked.seed,
+        "out": str(asked.out),
+        "lines": str(lines),
+        **more,
+    }
+    file = asked.out.with_suffix(".json")
+    file.write_text(json.dumps(settings))
+    return Command([python, str(HERE / script), str(file)], lines)
 
 
 RUNNERS: dict[str, Callable[[Asked], Command]] = {
@@ -116,6 +133,7 @@ RUNNERS: dict[str, Callable[[Asked], Command]] = {
     "trainer-group": trainer(group=True),
     "trainer-autocast": trainer(autocast=True),
     "trainer-mb1-autocast": trainer(micro=1, autocast=True),
+    "litgpt": litgpt,
 }
 """`trainer` has the micro-batch of most people (4; 16 where texts are classified), `-medium` sets torch's precision of fp32
 products to medium, `-autocast` keeps the base in fp32 under bf16."""
