@@ -4,6 +4,7 @@ python tests/bench/race.py W1                                   peftkit against 
 python tests/bench/race.py W1 --precision bf16 --turns 3 --rows 64 --runners peftkit,trainer,trainer-mb1,trainer-medium
 python tests/bench/race.py W1 --set batch.micro=2 --set speed=plain      settings of peftkit's own
 python tests/bench/race.py W1 --runners peftkit,peftkit-plain,peftkit@/work/main
+python tests/bench/race.py all --turns 3                        every race, written to tests/bench/RESULTS.md
 
 A runner's work in steady state is all after its first optimizer step: useful (not padding) tokens for each second of CPU
 of its process tree between the line that it writes after the first step and the one after its last. Peak memory is
@@ -73,6 +74,11 @@ COLUMNS = {
 
 
 def main(words: Sequence[str]) -> None:
+    if words[:1] == ["all"]:
+        from tests.bench import suite
+
+        suite.main(words[1:])
+        return
     asked = parse(words)
     work = WORKLOADS[asked.workload]
     rows = asked.rows or work.rows
