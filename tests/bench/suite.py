@@ -40,6 +40,11 @@ class Race:
         return f"{self.workload} {self.precision}"
 
 
+READ = """\
+Medians [least-most] of runs in turns; ratios turn by turn. Tokens are useful ones, without padding; CPU seconds are the
+process tree's, from the end of the first step to the end of the last, and memory is its peak until then. The share is of
+the fastest product of the format below, by the products that the workload needs: the head's at targets alone, attention's
+own left out."""
 ANY = (None, None)
 BEST = (1.3, 1.0)
 RACES = (
@@ -106,9 +111,7 @@ def head(asked: argparse.Namespace, found: dict[str, Any]) -> list[str]:
         "",
         f"Written by `python tests/bench/race.py all --turns {asked.turns}` on {when}:",
         f"{race.machine()}, one thread, commit {commit()}.",
-        "Medians [least-most] of runs in turns; ratios turn by turn. Tokens are useful ones, without padding; CPU seconds the",
-        "process tree's, from the end of the first step to the end of the last; memory its peak until then; the share is of the fastest",
-        "product of the format below, by the products that the workload needs (the head's at targets alone, attention's left out).",
+        *READ.splitlines(),
         "",
         "## The machine",
         "",
