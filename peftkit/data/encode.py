@@ -19,9 +19,11 @@ from peftkit.data.sources import Table
 from peftkit.data.store import Writer
 from peftkit.errors import DataError
 from peftkit.tasks import Task
-from peftkit.tasks.base import IGNORED, Features, LabelError, Row, RowError
+from peftkit.tasks.base import IGNORED, Features, Known, LabelError, Row, RowError
+from peftkit.tasks.many import takes_many
 
 CHUNK = 500
+HOW = ("encode_many", "encode", "windows", "loses")
 ENOUGH = 5_000
 """Rows from which on it is worth starting other processes, each of which takes seconds to import what it needs."""
 
@@ -64,6 +66,24 @@ class Encoder:
         name = str(row.get(self.sources.column))
         return self.sources.names.index(name) if name in self.sources.tasks else 0
 
+    def together(self, rows: Sequence[Row]) -> list[Known | RowError | None]:
+        """What the rows' tasks make of many of them at once; None for each that they would rather have by itself."""
+        if self.sources is None:
+            return self._together(self.task, rows)
+        found: list[Known | RowError | None] = [None] * len(rows)
+        tasks = [self.task_of(row) for row in rows]
+        for task in {id(task): task for task in tasks}.values():
+            numbers = [number for number, own in enumerate(tasks) if own is task]
+            known = self._together(task, [rows[number] for number in numbers])
+            for number, one in zip(numbers, known, strict=True):
+                found[number] = one
+        return found
+
+    def _together(self, task: Task, rows: Sequence[Row]) -> list[Known | RowError | None]:
+        if not can_together(task):
+            return [None] * len(rows)
+        return task.encode_many(rows, self.processor, self.max_length)
+
     def was_cut(self, windows: Sequence[Features], row: Row) -> bool:
         """Whether the row had more to say: one that fills `max_length` is asked again with one more, of others the task knows."""
         if len(windows) > 1:
@@ -93,11 +113,13 @@ def encode(table: Table, encoder: Encoder, folder: Path, workers: int | None = N
     with Writer(folder) as writer:
         for chunk in encoded(table.rows, encoder, workers):
             count.cut += chunk.cut
-            for number, windows in enumerate(chunk.windows):
-                problem = chunk.problems.get(number)
-                count.note(windows, problem)
-                for window in windows if problem is None else ():
-                    writer.add(count.rows - 1, window, chunk.groups[number])
+            windows = [
+                (count.rows + number, window, chunk.groups[number])
+                for number, windows in enumerate(chunk.windows)
+                for window in (() if number in chunk.problems else windows)
+            ]
+            writer.add_many(windows)
+            count.note(len(chunk.windows), chunk.problems, [window for _, window, _ in windows])
         report = count.report()
         writer.close()
     return report
@@ -122,17 +144,16 @@ class _Count:
     wrong: dict[str, list[int]] = field(default_factory=dict)
     """Why rows cannot be learnt from, and which ones, by their number in the table."""
 
-    def note(self, windows: Sequence[Features], problem: RowError | None) -> None:
-        """The next row."""
-        if problem is None:
-            self.kept += 1
-            self.windows += len(windows)
-            self.tokens += sum(map(length, windows)) if self.is_text else 0
-            self.targets += sum(map(count_targets, windows))
-        else:
+    def note(self, rows: int, problems: Mapping[int, RowError], windows: Sequence[Features]) -> None:
+        """The next rows, what is wrong with some of them, and the windows of the others."""
+        self.kept += rows - len(problems)
+        self.windows += len(windows)
+        self.tokens += sum(map(length, windows)) if self.is_text else 0
+        self.targets += _targets(windows)
+        for number, problem in problems.items():
             reasons = self.wrong if isinstance(problem, LabelError) else self.dropped
-            reasons.setdefault(str(problem), []).append(self.rows)
-        self.rows += 1
+            reasons.setdefault(str(problem), []).append(self.rows + number)
+        self.rows += rows
 
     def report(self) -> SplitReport:
         """DataError if a label is wrong, or nothing is left."""
@@ -164,7 +185,9 @@ def _places(table: Table, rows: list[int]) -> str:
 def encoded(rows: Sequence[Row], encoder: Encoder, workers: int | None) -> Iterator[Encoded]:
     """The rows' features, some rows at a time and in their order, made by several processes where there are many."""
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), len(rows) // ENOUGH)
+        # Many rows at once are encoded by the threads of `tokenizers`, which need no process of their own.
+        alone = can_together(encoder.task) and takes_many(encoder.processor)
+        workers = 1 if alone else min(len(os.sched_getaffinity(0)), len(rows) // ENOUGH)
     chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
     if workers < 2:
         yield from map(partial(encode_rows, encoder), chunks)
@@ -184,16 +207,29 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row]) -> Encoded:
     if hasattr(encoder.processor, "truncation_side"):
         encoder.processor.truncation_side = encoder.truncate
     done = Encoded()
-    for number, row in enumerate(rows):
+    for number, (row, known) in enumerate(zip(rows, encoder.together(rows), strict=True)):
         windows: list[Features] = []
-        try:
-            windows = encoder.windows(row)
-            done.cut += encoder.was_cut(windows, row)
-        except RowError as problem:
-            done.problems[number] = problem
+        if isinstance(known, RowError):
+            done.problems[number] = known
+        elif known is not None:
+            windows = [known[0]]
+            done.cut += known[1]
+        else:
+            try:
+                windows = encoder.windows(row)
+                done.cut += encoder.was_cut(windows, row)
+            except RowError as problem:
+                done.problems[number] = problem
         done.windows.append(windows)
         done.groups.append(encoder.group(row))
     return done
+
+
+def can_together(task: Task) -> bool:
+    """Whether its `encode_many` is of the class that says how a row is encoded, and not of one that this was changed from."""
+    order = type(task).__mro__
+    owner = {name: next(at for at, kind in enumerate(order) if name in vars(kind)) for name in HOW}
+    return owner["encode_many"] == min(owner.values()) and order[owner["encode_many"]] is not Task
 
 
 def length(features: Features) -> int:
@@ -204,6 +240,8 @@ def length(features: Features) -> int:
 
 def _positions(ids: Any) -> int:
     """Of a text, or of several (the choices of a question)."""
+    if isinstance(ids, np.ndarray):
+        return ids.size
     return int(np.size(ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
 
 
@@ -212,3 +250,10 @@ def count_targets(features: Features) -> int:
     if "labels" not in features:
         return 1
     return int((np.asarray(features["labels"]) != IGNORED).sum())
+
+
+def _targets(windows: Sequence[Features]) -> int:
+    labels: list[Any] = [window.get("labels") for window in windows]
+    if labels and all(isinstance(one, np.ndarray) and one.ndim == 1 for one in labels):
+        return int((np.concatenate(labels) != IGNORED).sum())
+    return sum(map(count_targets, windows))

@@ -113,6 +113,22 @@ class Writer:
         self._rows.append(row)
         self._groups.append(group)
 
+    def add_many(self, windows: Sequence[tuple[int, Features, int]]) -> None:
+        """Several: each with the number of its row and that of its group."""
+        names = windows[0][1].keys() if windows else ()
+        columns = {name: [features.get(name) for _, features, _ in windows] for name in names}
+        alike = all(features.keys() == names for _, features, _ in windows)
+        if not alike or not all(map(_in_one, columns.values())):
+            for row, features, group in windows:
+                self.add(row, features, group)
+            return
+        for name, values in columns.items():
+            if name not in self._columns:
+                self._columns[name] = _Column(self._folder / f"{name}.npy")
+            self._columns[name].add_many(values)
+        self._rows.extend(row for row, _, _ in windows)
+        self._groups.extend(group for _, _, group in windows)
+
     def close(self) -> Store:
         for column in self._columns.values():
             column.close()
@@ -137,17 +153,27 @@ class _Column:
         self.dtype: Any = None
 
     def add(self, value: Array) -> None:
+        self._write(value, value.ndim)
+        self.starts.append(self.starts[-1] + value.size)
+        if value.ndim > 1:
+            self.shapes.append(value.shape)
+
+    def add_many(self, values: Sequence[Any]) -> None:
+        """Of several windows: whole numbers, or arrays of ids (`_in_one`)."""
+        single = isinstance(values[0], int)
+        self._write(np.asarray(values) if single else np.concatenate(values), 1 - single)
+        ends = np.cumsum([1 if single else len(value) for value in values]) + self.starts[-1]
+        self.starts.extend(ends.tolist())
+
+    def _write(self, value: Array, axes: int) -> None:
         narrow = _narrow(value.dtype)
         if self.dtype is None:
-            self.axes, self.dtype = value.ndim, narrow
+            self.axes, self.dtype = axes, narrow
         if narrow != self.dtype and value.size:
             self._widen(np.promote_types(narrow, self.dtype))
         if narrow.kind == "i" == self.dtype.kind and value.size and not _fits(value, self.dtype):
             self._widen(np.dtype(np.int64))
         self.file.write(np.ascontiguousarray(value, dtype=self.dtype).tobytes())
-        self.starts.append(self.starts[-1] + value.size)
-        if value.ndim > 1:
-            self.shapes.append(value.shape)
 
     def _widen(self, dtype: Any) -> None:
         """What is written so far, in a wider format: rare, and right."""
@@ -186,6 +212,13 @@ def write(folder: Path, features: Sequence[Features]) -> Store:
 def _array(value: Any) -> Array:
     """An empty list is one of whole numbers: numpy would take it for fractions, and its neighbours with it."""
     return np.asarray(value, dtype=np.int64) if isinstance(value, list) and not value else np.asarray(value)
+
+
+def _in_one(values: Sequence[Any]) -> bool:
+    """Whether they can be written as one array without a question: all whole numbers, or all flat arrays of ids."""
+    if isinstance(values[0], np.ndarray):
+        return all(isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == np.int32 for value in values)
+    return all(type(value) is int for value in values)
 
 
 def _fits(value: Array, dtype: Any) -> bool:

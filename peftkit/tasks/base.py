@@ -24,6 +24,9 @@ Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
 """What is kept of a scored row: plain numbers, words and short lists; `loss` (summed over its targets) and `targets`."""
 
+Known = tuple[Features, bool]
+"""A row's one window, and whether the row had more to say."""
+
 EMBEDDED = ("prompt", "response")
 """The columns of the rows that come with peftkit (`data.demo`)."""
 
@@ -128,6 +131,13 @@ class Task(Choice, kind="task", default="chat"):
     def windows(self, row: Row, processor: Any, max_length: int, stride: int | None) -> list[Features]:
         """All features of a row, at least one: windows that share `stride` positions, where the task reads long rows so."""
         return [self.encode(row, processor, max_length)]
+
+    def encode_many(self, rows: Sequence[Row], processor: Any, max_length: int) -> list[Known | RowError | None]:
+        """For each row what `windows` makes of it, where that is one window and is had faster for many rows together.
+
+        None for a row that is to be encoded by itself. What is found is the same to the bit; lists may be arrays of int32.
+        """
+        return [None] * len(rows)
 
     def loses(self, row: Row, features: Features, processor: Any, max_length: int) -> bool:
         """Whether the row had more to say though its features are shorter than `max_length`: turns, the end of a target."""

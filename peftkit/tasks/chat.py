@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from peftkit.errors import DataError
-from peftkit.tasks.base import IGNORED, Features, Row, RowError
+from peftkit.tasks.base import IGNORED, Features, Known, Row, RowError
 from peftkit.tasks.conversation import Conversation, Message, tokens
+from peftkit.tasks.conversations import Tokens, conversations
+from peftkit.tasks.many import takes_many
 from peftkit.tasks.next_token import NextToken
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool"}
@@ -50,8 +53,26 @@ class Chat(NextToken, name="chat"):
         labels = [token if answer else IGNORED for token, answer in zip(ids, answers, strict=True)]
         ids, labels = ids[:max_length], [IGNORED, *labels[1:max_length]]
         if all(label == IGNORED for label in labels):
-            raise RowError(f"no target: no answer begins within the first {max_length} tokens")
+            raise _no_target(max_length)
         return {"input_ids": ids, "labels": labels}
+
+    def encode_many(self, rows: Sequence[Row], processor: Any, max_length: int) -> list[Known | RowError | None]:
+        found: list[Known | RowError | None] = [None] * len(rows)
+        if not processor.chat_template or processor.truncation_side == "left" or not takes_many(processor):
+            return found
+        talks: dict[int, list[Message]] = {}
+        for number, row in enumerate(rows):
+            try:
+                talks[number] = messages_of(row)
+            except RowError as problem:
+                found[number] = problem
+        encoded = conversations(processor).encode(list(talks.values()))
+        for number, one in zip(talks, encoded, strict=True):
+            if isinstance(one, RowError):
+                found[number] = one
+            elif one is not None and not rows[number].get(ASKED):
+                found[number] = _learnt(one, max_length)
+        return found
 
     def loses(self, row: Row, features: Features, processor: Any, max_length: int) -> bool:
         """Whether whole turns are left out."""
@@ -69,6 +90,20 @@ class Chat(NextToken, name="chat"):
         answered = ROLES.get(str(role), role) == "assistant"
         added = [] if answered else [{"role": "assistant", "content": PLACE}]
         return {**row, "messages": [*messages, *added], ASKED: True}
+
+
+def _learnt(found: Tokens, max_length: int) -> Known | RowError:
+    ids, answers = found
+    labels = ids[:max_length].copy()
+    labels[~answers[:max_length]] = IGNORED
+    labels[:1] = IGNORED
+    if not (labels != IGNORED).any():
+        return _no_target(max_length)
+    return {"input_ids": ids[:max_length], "labels": labels}, len(ids) > max_length
+
+
+def _no_target(max_length: int) -> RowError:
+    return RowError(f"no target: no answer begins within the first {max_length} tokens")
 
 
 def whole(messages: list[Message], processor: Any, max_length: int) -> tuple[list[int], list[bool]]:

@@ -8,7 +8,7 @@ begins, and the conversation up to the answer ends where the answer ends.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -24,24 +24,63 @@ SPLIT = "\ufdd0"
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """Messages and the tokenizer whose template renders them."""
+class Special:
+    """What a tokenizer has for all conversations alike: its special tokens, and whether its template marks the answers."""
 
-    messages: list[Message]
     tokenizer: Any
 
     @cached_property
-    def special_tokens(self) -> tuple[str, ...]:
+    def tokens(self) -> tuple[str, ...]:
         """Every token that is never part of a text: named ones (bos, eos, ...) and added ones marked as special."""
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return tuple({*added, *self.tokenizer.all_special_tokens})
 
     @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Finds those that can be split, the longest first."""
+        long_first = sorted((token for token in self.tokens if len(token) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, long_first)) or r"(?!)")
+
+    @cached_property
+    def beginnings(self) -> tuple[str, ...]:
+        """The first two letters of each: a text without any of them has no special token in it, which is seen fast."""
+        return tuple({token[:2] for token in self.tokens if len(token) > 1})
+
+    @cached_property
+    def marked(self) -> bool:
+        """Whether the template itself marks the answers."""
+        return GENERATION.search(self.tokenizer.chat_template) is not None
+
+    def split(self, value: Any) -> Any:
+        """The value with the special tokens in its texts split."""
+        if isinstance(value, str):
+            if SPLIT not in value and not any(beginning in value for beginning in self.beginnings):
+                return value
+            return self.pattern.sub(lambda found: found[0][0] + SPLIT + found[0][1:], value.replace(SPLIT, ""))
+        if isinstance(value, dict):
+            return {name: self.split(inner) for name, inner in value.items()}
+        return [self.split(inner) for inner in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages and the tokenizer whose template renders them."""
+
+    messages: list[Message]
+    tokenizer: Any
+    known: Special | None = None
+    """The tokenizer's, where many conversations share it."""
+    rendered: dict[tuple[int, bool], str] = field(default_factory=dict)
+    """What the template made of so many messages, with or without what stands in front of the next answer."""
+
+    @cached_property
+    def special(self) -> Special:
+        return self.known or Special(self.tokenizer)
+
+    @cached_property
     def safe_messages(self) -> list[Message]:
         """The messages with the special tokens that they spell out split, so that no message can end its own turn."""
-        long_first = sorted((token for token in self.special_tokens if len(token) > 1), key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, long_first)) or r"(?!)")
-        return [_split(message, pattern) for message in self.messages]
+        return [self.special.split(message) for message in self.messages]
 
     @cached_property
     def text(self) -> str:
@@ -56,6 +95,8 @@ class Conversation:
 
     def render(self, count: int, prompt: bool = False) -> str:
         """The first `count` messages; `prompt` adds what stands in front of the next answer."""
+        if (count, prompt) in self.rendered:
+            return self.rendered[count, prompt]
         try:
             rendered: str = self.tokenizer.apply_chat_template(
                 self.safe_messages[:count], tokenize=False, add_generation_prompt=prompt
@@ -68,17 +109,28 @@ class Conversation:
         """First and last+1 character of each answer in `text`, its end-of-turn token included."""
         if self.marked:
             return self._marked_answers()
-        turns = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
-        return [self._trimmed(self._start(turn), self._end(turn)) for turn in turns]
+        return [self._trimmed(self._start(turn), self._end(turn)) for turn in self.turns]
+
+    @cached_property
+    def turns(self) -> list[int]:
+        """The numbers of the messages that are answers."""
+        return [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
 
     @property
     def marked(self) -> bool:
         """Whether the template itself marks the answers."""
-        return GENERATION.search(self.tokenizer.chat_template) is not None
+        return self.special.marked
+
+    def renderings(self, prompt: bool) -> list[int]:
+        """How many messages `text` and `answers` will ask the template to render."""
+        if prompt:
+            return [turn for turn in self.turns if turn]
+        last = len(self.messages)
+        return list(dict.fromkeys([last, *(turn + 1 for turn in self.turns)]))
 
     def ends_turn(self, text: str) -> bool:
         """Whether the last thing in `text` but blanks is a special token."""
-        return text.rstrip().endswith(self.special_tokens)
+        return text.rstrip().endswith(self.special.tokens)
 
     def _marked_answers(self) -> list[Span]:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -109,7 +161,7 @@ class Conversation:
         if self.text.startswith(upto):
             return len(upto)
         words = str(self.safe_messages[turn].get("content", "")).strip().rpartition("</think>")[2].strip()
-        tail = upto.rpartition(words)[2]
+        tail = upto.rpartition(words)[2] if words else ""
         found = self.text.find(words + tail, self._start(turn)) if words else -1
         if found < 0:
             raise RowError(
@@ -157,14 +209,6 @@ def _encode(tokenizer: Any, text: str, cuts: list[int]) -> list[tuple[int, int, 
 
 def _overlaps(left: int, right: int, spans: list[Span]) -> bool:
     return any(left < end and start < right for start, end in spans)
-
-
-def _split(value: Any, special: re.Pattern[str]) -> Any:
-    if isinstance(value, str):
-        return special.sub(lambda found: found[0][0] + SPLIT + found[0][1:], value.replace(SPLIT, ""))
-    if isinstance(value, dict):
-        return {name: _split(inner, special) for name, inner in value.items()}
-    return [_split(inner, special) for inner in value] if isinstance(value, list) else value
 
 
 def _first_line(problem: Exception) -> str:

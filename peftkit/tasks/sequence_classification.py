@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from peftkit.tasks.base import Batch, Features, Row, RowError
+from peftkit.tasks.base import Batch, Features, Known, Row, RowError
 from peftkit.tasks.causal_lm import text_of
 from peftkit.tasks.classification import Classification
 from peftkit.tasks.labels import label_name
+from peftkit.tasks.many import encode_many, ids_of, is_plain, takes_many
 from peftkit.tasks.markers import marked, span_of
 from peftkit.tasks.next_token import stack
 
@@ -55,6 +57,31 @@ class SequenceClassification(Classification, name="sequence_classification"):
         if len(encoded["input_ids"]) == max_length and getattr(processor, "is_fast", False):
             self._check_kept(texts[0], encoded)
         return {**encoded, "labels": label}
+
+    def encode_many(self, rows: Sequence[Row], processor: Any, max_length: int) -> list[Known | RowError | None]:
+        import numpy as np
+
+        found: list[Known | RowError | None] = [None] * len(rows)
+        if not takes_many(processor):
+            return found
+        texts, labels = {}, {}
+        for number, row in enumerate(rows):
+            with suppress(RowError):  # told when the row is encoded by itself
+                labels[number] = self.encoded_label(row)
+                read = [self.text(row)] + ([text_of(row, "text_pair")] if row.get("text_pair") is not None else [])
+                if all(map(is_plain, read)) and not all(mark in read[0] for mark in self.markers):
+                    texts[number] = read[0] if len(read) == 1 else (read[0], read[1])
+        encodings = encode_many(processor, list(texts.values()), max_length=max_length)
+        ids, starts = ids_of(encodings)
+        types = ids_of(encodings, "type_ids")[0] if "token_type_ids" in processor.model_input_names else None
+        full = [number for number, count in zip(texts, np.diff(starts), strict=True) if count == max_length]
+        longer = encode_many(processor, [texts[number] for number in full], max_length=max_length + 1)
+        cut = {number for number, one in zip(full, longer, strict=True) if len(one.ids) > max_length}
+        for number, left, right in zip(texts, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            if left < right:
+                typed = {} if types is None else {"token_type_ids": types[left:right]}
+                found[number] = {"input_ids": ids[left:right], **typed, "labels": labels[number]}, number in cut
+        return found
 
     def text(self, row: Row) -> str:
         """The row's text, with markers in it if the row has a head and a tail."""

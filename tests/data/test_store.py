@@ -99,3 +99,20 @@ def test_an_array_that_is_read_may_be_written_to(tmp_path):
     store = write(tmp_path / "store", [{"image": np.zeros((2, 3, 3), dtype=np.uint8)}])
     store[0]["image"][0] = 7
     assert store[0]["image"].max() == 0
+
+
+def test_windows_that_are_added_together_lie_as_if_one_by_one(tmp_path: Path) -> None:
+    ids = [np.arange(count, dtype=np.int32) for count in (3, 0, 5, 1)]
+    windows = [(row, {"input_ids": one, "labels": row}, row % 2) for row, one in enumerate(ids)]
+    wide = [(4, {"input_ids": ids[0], "labels": 1 << 40}, 0), (5, {"input_ids": [7, 8], "labels": 2}, 1)]
+    for name, together in (("one", False), ("all", True)):
+        with Writer(tmp_path / name) as writer:
+            for part in (windows, wide, windows[:2]):
+                if together:
+                    writer.add_many(part)
+                else:
+                    for row, features, group in part:
+                        writer.add(row, features, group)
+            writer.close()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()}
