@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from peftkit.data.report import FIRST, Dropped, SplitReport
+from peftkit.data.rows import RowWriter
 from peftkit.data.sources import Table
 from peftkit.data.store import Writer
 from peftkit.errors import DataError
@@ -107,11 +108,14 @@ class Encoded:
 
 
 def encode(table: Table, encoder: Encoder, folder: Path, workers: int | None = None) -> SplitReport:
-    """Write every usable row's features into the new `folder`; DataError for labels that are none, and if no row is usable."""
+    """Write all rows, and every usable one's features, into the new `folder`.
+
+    DataError for labels that are none, and if no row is usable.
+    """
     split = "" if folder.name == "train" else f"{folder.name} "
     count = _Count(table, split, is_text=encoder.task.reads == "text")
-    with Writer(folder) as writer:
-        for chunk in encoded(table.rows, encoder, workers):
+    with Writer(folder) as writer, RowWriter(folder) as kept:
+        for chunk in encoded(table.rows, encoder, workers, kept.add):
             count.cut += chunk.cut
             windows = [
                 (count.rows + number, window, chunk.groups[number])
@@ -122,6 +126,7 @@ def encode(table: Table, encoder: Encoder, folder: Path, workers: int | None = N
             count.note(len(chunk.windows), chunk.problems, [window for _, window, _ in windows])
         report = count.report()
         writer.close()
+        kept.close()
     return report
 
 
@@ -182,13 +187,21 @@ def _places(table: Table, rows: list[int]) -> str:
     return f"{named}{', '.join(map(str, _first(table, rows)))}{more}"
 
 
-def encoded(rows: Sequence[Row], encoder: Encoder, workers: int | None) -> Iterator[Encoded]:
-    """The rows' features, some rows at a time and in their order, made by several processes where there are many."""
+def encoded(
+    rows: Sequence[Row],
+    encoder: Encoder,
+    workers: int | None,
+    read: Callable[[Sequence[Row]], None] = lambda rows: None,
+) -> Iterator[Encoded]:
+    """The rows' features, some rows at a time and in their order, made by several processes where there are many.
+
+    `read` is given the rows as they are read: reading them once more would take as long as all else that Python does here.
+    """
     if workers is None:
         # Many rows at once are encoded by the threads of `tokenizers`, which need no process of their own.
         alone = can_together(encoder.task) and takes_many(encoder.processor)
         workers = 1 if alone else min(len(os.sched_getaffinity(0)), len(rows) // ENOUGH)
-    chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    chunks = _chunks(rows, read)
     if workers < 2:
         yield from map(partial(encode_rows, encoder), chunks)
         return
@@ -200,6 +213,13 @@ def encoded(rows: Sequence[Row], encoder: Encoder, workers: int | None) -> Itera
             if len(ahead) > 2 * workers:
                 yield ahead.pop(0).result()
         yield from chain(future.result() for future in ahead)
+
+
+def _chunks(rows: Sequence[Row], read: Callable[[Sequence[Row]], None]) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        read(chunk)
+        yield chunk
 
 
 def encode_rows(encoder: Encoder, rows: Sequence[Row]) -> Encoded:

@@ -26,7 +26,7 @@ from peftkit.data.fingerprint import key, rows_digest
 from peftkit.data.gather import gather, record
 from peftkit.data.places import places_of, write_places
 from peftkit.data.report import Report
-from peftkit.data.rows import RowFile, write_rows
+from peftkit.data.rows import RowFile
 from peftkit.data.sealed import build_once, note_outside, sealed_digest
 from peftkit.data.sources import Table
 from peftkit.data.store import Store
@@ -129,7 +129,6 @@ def _build(folder: Path, data: Data, encoder: Encoder, seed: int, by: str | None
     splits = {}
     for split, table in found.tables.items():
         splits[split] = encode(table, encoder, folder / split, data.workers)
-        write_rows(folder / split, table.rows)
         write_places(folder / split, table)
     if found.task.reads != "text":
         note_outside(

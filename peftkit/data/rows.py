@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -115,7 +116,7 @@ class RowFile(Lazy):
     def row(self, index: int) -> Row:
         start, end = (int(at) for at in self._starts[index : index + 2])
         # Not a memory map: its pages would count as this process's memory. No position is shared either, as by seek.
-        line: Row = json.loads(os.pread(self._lines, end - start, start))
+        line: Row = _of_text(os.pread(self._lines, end - start, start).decode("utf-8", "surrogatepass"))
         return line
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
@@ -124,13 +125,42 @@ class RowFile(Lazy):
 
 def write_rows(folder: Path, rows: Iterable[Row]) -> RowFile:
     """Lay rows out in the existing `folder`. A value that JSON cannot hold becomes its text."""
-    starts = [0]
-    with (folder / LINES).open("wb") as file:
+    with RowWriter(folder) as writer:
+        writer.add(rows)
+    return writer.close()
+
+
+class RowWriter:
+    """The same, some rows at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = (folder / LINES).open("wb")
+        self._starts = array("q", [0])
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._file.close()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        at = self._starts[-1]
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass") + b"\n")
-            starts.append(file.tell())
-    np.save(folder / STARTS, np.asarray(starts, dtype=np.int64), allow_pickle=False)
-    return RowFile(folder)
+            line = _to_text(row).encode("utf-8", "surrogatepass") + b"\n"
+            self._file.write(line)
+            at += len(line)
+            self._starts.append(at)
+
+    def close(self) -> RowFile:
+        self._file.close()
+        np.save(self._folder / STARTS, np.asarray(self._starts, dtype=np.int64), allow_pickle=False)
+        return RowFile(self._folder)
+
+
+_to_text = json.JSONEncoder(ensure_ascii=False, default=lambda value: _plain(value)).encode
+"""Made once: `json.dumps` would make one for every row."""
+_of_text = json.JSONDecoder().decode
 
 
 def _plain(value: Any) -> Any:

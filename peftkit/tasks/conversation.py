@@ -54,8 +54,12 @@ class Special:
     def split(self, value: Any) -> Any:
         """The value with the special tokens in its texts split."""
         if isinstance(value, str):
-            if SPLIT not in value and not any(beginning in value for beginning in self.beginnings):
-                return value
+            if SPLIT not in value:
+                for beginning in self.beginnings:
+                    if beginning in value:
+                        break
+                else:
+                    return value
             return self.pattern.sub(lambda found: found[0][0] + SPLIT + found[0][1:], value.replace(SPLIT, ""))
         if isinstance(value, dict):
             return {name: self.split(inner) for name, inner in value.items()}

@@ -73,10 +73,9 @@ class Conversations:
         found: list[Tokens | RowError | None] = [None] * len(all_messages)
         if self.special.marked:
             return found
-        talks = [Conversation(messages, self.tokenizer, self.special) for messages in all_messages]
         whole: dict[int, tuple[str, Spans]] = {}
-        for number, talk in enumerate(talks):
-            self._render(talk)
+        for number, messages in enumerate(all_messages):
+            talk = self._rendered(messages)
             try:
                 text, spans = talk.text, talk.answers()
             except RowError as problem:
@@ -95,14 +94,17 @@ class Conversations:
             return by_offsets(self.tokenizer, texts, spans)
         return by_bytes(self.tokenizer, texts, spans, self.bytes)
 
-    def _render(self, talk: Conversation) -> None:
-        """What it will ask the template for. What the template refuses it asks by itself, and is told so."""
-        messages = talk.safe_messages
-        if all(message.keys() == SIMPLE and type(message["content"]) is str for message in messages):
+    def _rendered(self, messages: list[Message]) -> Conversation:
+        """With what it will ask the template for. What the template refuses it asks by itself, and is told so."""
+        safe = [self.special.split(message) for message in messages]
+        talk = Conversation(messages, self.tokenizer, self.special)
+        vars(talk).update(special=self.special, safe_messages=safe)  # as its cached properties, which are slow to fill
+        if all(message.keys() == SIMPLE and type(message["content"]) is str for message in safe):
             with suppress(Exception):
                 for prompt in (False, True):
                     for count in talk.renderings(prompt):
-                        talk.rendered[count, prompt] = self.template.render(messages[:count], prompt)
+                        talk.rendered[count, prompt] = self.template.render(safe[:count], prompt)
+        return talk
 
 
 def by_bytes(tokenizer: Any, texts: Sequence[str], spans: Sequence[Spans], table: TokenBytes) -> list[Tokens | None]:

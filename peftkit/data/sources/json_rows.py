@@ -16,9 +16,10 @@ from peftkit.tasks.base import Row
 def lines(path: Path) -> Numbered:
     """An object a line; blank lines are left out."""
     with text(path, "\n") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _object(_parsed(line.strip(), path, number), f"{path.name} line {number}")
+        for number, line in enumerate(map(str.strip, file), start=1):
+            if line:
+                row = _parsed(line, path, number)
+                yield number, row if type(row) is dict else _object(row, f"{path.name} line {number}")
 
 
 def document(path: Path) -> Numbered:

@@ -27,18 +27,21 @@ STALE = 2 * 86_400
 
 def collect(source: Source, limit: int | None, root: Path) -> Table:
     """The first `limit` rows; never more than FEW of them in memory at a time."""
-    numbers = array("q")
-    rows = _noting(source, limit, numbers)
+    numbers, columns = array("q"), dict[str, None]()
+    rows = _noting(source, limit, numbers, columns)
     few = list(islice(rows, FEW))
     more = next(rows, None)
-    if more is None:
-        return Table(source.name, few, numbers, source.unit, source.places)
-    return Table(source.name, _on_disk(chain(few, [more], rows), root), numbers, source.unit, source.places)
+    kept = few if more is None else _on_disk(chain(few, [more], rows), root)
+    table = Table(source.name, kept, numbers, source.unit, source.places)
+    vars(table)["columns"] = list(columns)  # it would go through all rows again for them
+    return table
 
 
-def _noting(source: Source, limit: int | None, numbers: array[int]) -> Iterator[Row]:
+def _noting(source: Source, limit: int | None, numbers: array[int], columns: dict[str, None]) -> Iterator[Row]:
     for number, row in islice(source.rows(), limit):
         numbers.append(number)
+        if not row.keys() <= columns.keys():
+            columns.update(dict.fromkeys(row))
         yield row
 
 
