@@ -49,6 +49,7 @@ def trained(data: Path) -> Path:
 
 def made(folder: Path) -> Path:
     """Models and rows of very different lengths (and, where a row has several, with very different numbers of targets)."""
+    folder.mkdir(exist_ok=True)
     for case, what in CASES.items():
         for family in what.families:
             if not (folder / folder_of(case, family)).exists():

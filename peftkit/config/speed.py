@@ -27,6 +27,10 @@ class Speed(Section):
     unpad: Way = "auto"
     """Keep padding out of the layers: each row's tokens are computed and looked at alone, one row behind the other."""
 
+    head: Way = "auto"
+    """The output layer at the positions of targets alone, a block of them at a time and with the loss in it: its memory does not
+    grow with the vocabulary. Not for R-Drop, which compares whole distributions."""
+
     def way(self, name: str) -> Way:
         """What is asked of the setting `name`, once `mode` has had its say."""
         chosen: Way = getattr(self, name)

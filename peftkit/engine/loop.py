@@ -21,6 +21,7 @@ from peftkit.engine.open import Engine
 from peftkit.engine.pulse import beat
 from peftkit.engine.world import World
 from peftkit.errors import NonFiniteError
+from peftkit.tasks.positions import Wanted, reading
 
 
 class Learnt(Protocol):
@@ -29,6 +30,8 @@ class Learnt(Protocol):
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]: ...
 
     def targets(self, batch: dict[str, Any]) -> int: ...
+
+    def wanted(self, batch: dict[str, Any]) -> Wanted | None: ...
 
     def loss(self, outputs: Any, batch: dict[str, Any]) -> torch.Tensor: ...
 
@@ -137,7 +140,10 @@ def _take(step: Callable[[], None], engine: Engine) -> None:
 
 
 def forward(model: Any, task: Learnt, batch: dict[str, Any]) -> Any:
-    """The model's outputs for a batch; pixels and sound enter in the model's own number format, and nothing else is cast."""
+    """The model's outputs for a batch, as far as the task reads them.
+
+    Pixels and sound enter in the model's own number format, and nothing else is cast.
+    """
     inputs = task.inputs(batch)
     if any(value.is_floating_point() for value in inputs.values() if isinstance(value, torch.Tensor)):
         dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
@@ -145,7 +151,9 @@ def forward(model: Any, task: Learnt, batch: dict[str, Any]) -> Any:
             name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
             for name, value in inputs.items()
         }
-    return model(**inputs)
+    with reading(task.wanted(batch)) as asked:
+        outputs = model(**inputs)
+    return outputs if asked is None else asked.answer(outputs)
 
 
 def on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

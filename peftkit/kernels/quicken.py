@@ -10,6 +10,7 @@ from torch import nn
 
 from peftkit.config.speed import Speed
 from peftkit.errors import ConfigError
+from peftkit.kernels.head import hang_head
 from peftkit.kernels.linear import hang_products
 from peftkit.kernels.lora import hang_lora
 from peftkit.tasks import Task
@@ -50,6 +51,7 @@ def quicken(model: nn.Module, task: Task, speed: Speed) -> Quickened:
     Raises ConfigError where a setting is `on` and the model does not allow it.
     """
     quick = Quickened()
+    quick.add(hang_head(model, task, speed.way("head")))  # before the other linear layers get their products
     quick.add(hang_products(model, speed.way("kernels")))
     quick.add(hang_lora(model, speed.way("lora")))
     if speed.way("unpad") != "off":

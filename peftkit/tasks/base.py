@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from peftkit.tasks.positions import Wanted
+
 Row = dict[str, Any]
 """A row as it was read: column -> value."""
 Features = dict[str, Any]
@@ -166,6 +168,13 @@ class Task(Choice, kind="task", default="chat"):
     def targets(self, batch: Batch) -> int:
         """How many labels the loss of this batch counts."""
         raise NotImplementedError
+
+    def wanted(self, batch: Batch) -> Wanted | None:
+        """Which positions of the logits are read, where it is not all of them; None: all.
+
+        The outputs that `loss`, `score`, `ahead` and `reference_values` are given may then be TokenLosses or TokenLogits.
+        """
+        return None
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The loss summed over `targets(batch)`, an fp32 scalar with a graph (zero, still with a graph, if there are none)."""

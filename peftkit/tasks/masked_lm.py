@@ -12,7 +12,8 @@ from pydantic import Field
 from peftkit.errors import DataError
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
 from peftkit.tasks.causal_lm import text_of
-from peftkit.tasks.next_token import stack, summed_loss, token_record
+from peftkit.tasks.next_token import stack
+from peftkit.tasks.positions import Wanted, token_losses, token_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,13 +126,14 @@ class MaskedLM(Task, name="masked_lm"):
     def targets(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORED).sum())
 
+    def wanted(self, batch: Batch) -> Wanted:
+        return Wanted(batch["labels"])
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        keep = batch["labels"] != IGNORED
-        return summed_loss(outputs.logits[keep], batch["labels"][keep])
+        return token_losses(outputs, batch["labels"]).sum()
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
-        rows = zip(outputs.logits.detach(), batch["labels"], strict=True)
-        return [token_record(logits[labels != IGNORED], labels[labels != IGNORED]) for logits, labels in rows]
+        return token_records(outputs, batch["labels"])
 
     def judge(self, row: Row, records: Sequence[Record], processor: Any) -> Record:
         return {name: sum(record[name] for record in records) for name in ("loss", "targets", "correct")}

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, Task
+from peftkit.tasks.positions import Wanted, token_losses, token_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,12 +33,14 @@ class NextToken(Task):
     def targets(self, batch: Batch) -> int:
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
+    def wanted(self, batch: Batch) -> Wanted:
+        return Wanted(shifted(batch["labels"]))
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        return summed_loss(*counted(outputs.logits, batch["labels"]))
+        return token_losses(outputs, shifted(batch["labels"])).sum()
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
-        rows = zip(outputs.logits.detach(), batch["labels"], strict=True)
-        return [token_record(*counted(logits[None], labels[None])) for logits, labels in rows]
+        return token_records(outputs, shifted(batch["labels"]))
 
     def prompts(self, batch: Batch, processor: Any) -> dict[str, Any] | None:
         """All before the last run of targets, with padding on the left. A row without targets is its own prompt."""
@@ -84,27 +87,11 @@ def last_runs(batch: Batch) -> list[slice]:
     return runs
 
 
-def counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits that predict a counted label, (targets, vocabulary), and those labels.
+def shifted(labels: Tensor) -> Tensor:
+    """(rows, positions): at each position the label of the next one, which the logits there predict."""
+    from torch.nn.functional import pad
 
-    Selected before anything is computed: no fp32 copy is made of the other positions.
-    """
-    labels = labels[:, 1:]
-    keep = labels != IGNORED
-    return logits[:, :-1][keep], labels[keep]
-
-
-def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed in fp32; zero, with a graph, if there is nothing to sum."""
-    from torch.nn.functional import cross_entropy
-
-    return cross_entropy(logits.float(), labels, reduction="sum")
-
-
-def token_record(logits: Tensor, labels: Tensor) -> Record:
-    """One row's summed loss, its targets, and how many of them were the likeliest token."""
-    correct = int((logits.argmax(-1) == labels).sum())
-    return {"loss": float(summed_loss(logits, labels)), "targets": len(labels), "correct": correct}
+    return pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def stack(features: Sequence[Features], tokenizer: Any) -> Batch:

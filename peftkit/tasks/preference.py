@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
-from peftkit.tasks.next_token import stack
+from peftkit.tasks.next_token import shifted, stack
 from peftkit.tasks.pairs import COLUMNS, answers_of, desired, pair_of, pieces_of
+from peftkit.tasks.positions import Wanted, token_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,12 +123,15 @@ class Preference(Task, name="preference"):
         """Pairs; for kto answers."""
         return int(self._counted(batch).sum())
 
+    def wanted(self, batch: Batch) -> Wanted:
+        return Wanted(shifted(batch["labels"]), alike=False)
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        logps, lengths = log_probabilities(outputs.logits, batch["labels"])
+        logps, lengths = log_probabilities(outputs, batch["labels"])
         return (self._losses(logps, lengths, batch) * self._counted(batch)).sum()
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
-        logps, lengths = log_probabilities(outputs.logits.detach(), batch["labels"])
+        logps, lengths = log_probabilities(outputs, batch["labels"])
         losses = self._losses(logps, lengths, batch).tolist()
         counted = [int(known) for known in self._counted(batch)]
         rewards = self._rewards(logps, lengths, batch).tolist()
@@ -150,7 +154,7 @@ class Preference(Task, name="preference"):
 
     def reference_values(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Summed log-probabilities of the answers."""
-        logps, _ = log_probabilities(outputs.logits, batch["labels"])
+        logps, _ = log_probabilities(outputs, batch["labels"])
         return dict(zip(self.reference, logps.chunk(len(self.reference)), strict=True))
 
     @property
@@ -159,7 +163,7 @@ class Preference(Task, name="preference"):
 
     def ahead(self, outputs: Any, batch: Batch) -> tuple[Tensor, int]:
         """The summed log-ratios, whose mean over the step is the baseline that kto measures from."""
-        logps, _ = log_probabilities(outputs.logits, batch["labels"])
+        logps, _ = log_probabilities(outputs, batch["labels"])
         return (self._ratios(logps, batch) * self._counted(batch)).sum(), self.targets(batch)
 
     def pieces(self, features: Features, processor: Any) -> list[tuple[str, bool]]:
@@ -241,18 +245,14 @@ class Preference(Task, name="preference"):
         return torch.cat([batch[name] for name in names]) if names else torch.zeros_like(logps)
 
 
-def log_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def log_probabilities(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Each sequence's log-probability summed over its targets, in fp32, and its number of targets (at least 1)."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    labels = labels[:, 1:]
-    keep = labels != IGNORED
-    tokens = -cross_entropy(logits[:, :-1][keep].float(), labels[keep], reduction="none")
-    owner = keep.nonzero()[:, 0]
+    wanted = shifted(labels)
+    keep = wanted != IGNORED
+    losses = token_losses(outputs, wanted)
     # Not index_add_ in place: where a batch has no target this must still have a graph.
-    summed = torch.zeros(len(labels), device=logits.device).index_add(0, owner, tokens)
-    return summed + 0 * logits[:0].sum(), keep.sum(1).clamp(min=1)
+    summed = losses.new_zeros(len(labels)).index_add(0, keep.nonzero()[:, 0], -losses)
+    return summed + 0 * losses[:0].sum(), keep.sum(1).clamp(min=1)
 
 
 def log_odds(mean: Tensor) -> Tensor:

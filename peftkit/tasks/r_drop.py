@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from peftkit.errors import ConfigError
 from peftkit.tasks.base import IGNORED, Batch, Task
-from peftkit.tasks.next_token import NextToken, counted
+from peftkit.tasks.next_token import NextToken, shifted
+from peftkit.tasks.positions import token_logits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,6 +32,9 @@ class RDrop:
     def targets(self, batch: Batch) -> int:
         return self.task.targets(batch)
 
+    def wanted(self, batch: Batch) -> None:
+        """All logits: whole distributions are compared."""
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         if "logits" not in outputs:
             raise ConfigError(f"--regularize.r_drop {why_not(self.task)}")
@@ -42,7 +46,7 @@ class RDrop:
         """The logits of the targets, (targets, classes)."""
         labels = batch["labels"]
         if isinstance(self.task, NextToken):
-            return counted(outputs.logits, labels)[0]
+            return token_logits(outputs, shifted(labels))
         if labels.is_floating_point() or labels.shape != outputs.logits.shape[:-1]:
             raise ConfigError(f"--regularize.r_drop {why_not(self.task)}")
         logits: Tensor = outputs.logits

@@ -11,7 +11,8 @@ from peftkit.errors import ConfigError
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
 from peftkit.tasks.causal_lm import ended
 from peftkit.tasks.losses import summed
-from peftkit.tasks.next_token import stack, token_record
+from peftkit.tasks.next_token import stack
+from peftkit.tasks.positions import Wanted, token_logits, token_losses, token_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,12 +148,17 @@ class Seq2Seq(Task, name="seq2seq"):
     def targets(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORED).sum())
 
+    def wanted(self, batch: Batch) -> Wanted:
+        return Wanted(batch["labels"], logits=self.label_smoothing > 0)
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        return summed(outputs.logits, batch["labels"], self.label_smoothing)
+        labels = batch["labels"]
+        if not self.label_smoothing:
+            return token_losses(outputs, labels).sum()
+        return summed(token_logits(outputs, labels), labels[labels != IGNORED], self.label_smoothing)
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
-        rows = zip(outputs.logits.detach(), batch["labels"], strict=True)
-        return [token_record(logits[labels != IGNORED], labels[labels != IGNORED]) for logits, labels in rows]
+        return token_records(outputs, batch["labels"])
 
     def prompts(self, batch: Batch, processor: Any) -> dict[str, Any]:
         asked = {name: batch[name] for name in ("input_ids", "attention_mask")}

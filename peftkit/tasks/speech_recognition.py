@@ -12,7 +12,7 @@ from peftkit.errors import ConfigError
 from peftkit.tasks import sounds
 from peftkit.tasks.base import IGNORED, Batch, Features, Record, Row, RowError, Task
 from peftkit.tasks.classification import UNKNOWN
-from peftkit.tasks.next_token import summed_loss, token_record
+from peftkit.tasks.positions import Wanted, token_losses, token_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,16 +135,18 @@ class SpeechRecognition(Task, name="speech_recognition"):
     def targets(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORED).sum())
 
+    def wanted(self, batch: Batch) -> Wanted | None:
+        return None if self.writes == "ctc" else Wanted(batch["labels"])
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         if self.writes == "ctc":
             return self._ctc_losses(outputs.logits, batch).sum()
-        keep = batch["labels"] != IGNORED
-        return summed_loss(outputs.logits[keep], batch["labels"][keep])
+        return token_losses(outputs, batch["labels"]).sum()
 
     def score(self, outputs: Any, batch: Batch) -> list[Record]:
-        logits, labels = outputs.logits.detach(), batch["labels"]
         if self.writes != "ctc":
-            return [token_record(one[at != IGNORED], at[at != IGNORED]) for one, at in zip(logits, labels, strict=True)]
+            return token_records(outputs, batch["labels"])
+        logits, labels = outputs.logits.detach(), batch["labels"]
         losses = self._ctc_losses(logits, batch).tolist()
         counts = (labels != IGNORED).sum(1).tolist()
         heard = [self._heard(row[:frames]) for row, frames in zip(logits, batch["frames"].tolist(), strict=True)]

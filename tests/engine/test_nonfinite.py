@@ -35,6 +35,9 @@ class Poisoned:
     def targets(self, batch: dict[str, Any]) -> int:
         return len(batch["labels"])
 
+    def wanted(self, batch: dict[str, Any]) -> None:
+        """All that the model puts out."""
+
     def loss(self, outputs: Tensor, batch: dict[str, Any]) -> Tensor:
         loss = nn.functional.cross_entropy(outputs.float(), batch["labels"], reduction="sum")
         if batch["way"] == NAN:

@@ -73,7 +73,7 @@ def test_whole_conversations_and_message_lists_are_the_same_pair() -> None:
 def test_log_probabilities_are_those_of_single_tokens() -> None:
     model, task = tiny("llama"), Preference()
     batch = batch_of(task, [ROW, LONG])
-    found, lengths = log_probabilities(model(**task.inputs(batch)).logits, batch["labels"])
+    found, lengths = log_probabilities(model(**task.inputs(batch)), batch["labels"])
     assert found.tolist() == pytest.approx(logps(model, batch), rel=1e-5)
     assert lengths.tolist() == (batch["labels"] != IGNORED).sum(1).tolist()
 
