@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from peftkit.config.scored import unfed
+from peftkit.config.speed import Speed
 from peftkit.data.batches import evaluation_batches
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.engine.world import World, joined
@@ -19,6 +20,7 @@ from peftkit.evaluation.score import Scored, Split, score
 from peftkit.flows.job import with_loss
 from peftkit.flows.out import check_new, written_to
 from peftkit.flows.trained import Trained, open_trained, placed, with_columns
+from peftkit.kernels.quicken import quicken
 from peftkit.metrics import Metric
 from peftkit.tracking.quiet import chatter_to
 from peftkit.tracking.teller import Teller
@@ -53,6 +55,7 @@ def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, floa
     with joined() as world, chatter_to(None, verbose):
         teller = Teller(world.first)
         trained = with_columns(open_trained(place, asked.checkpoint, asked.trust), asked.columns)
+        quicken(trained.model, trained.task, Speed())
         metrics = metrics_of(trained, asked)
         prepared = prepare_rows(trained, asked)
         scored = scores(trained, prepared, metrics, asked, world)

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from peftkit.config.speed import Speed
 from peftkit.data.columns import to_answer
 from peftkit.data.encode import Encoder, encode_rows, length
 from peftkit.data.sources import Table, digest, read
@@ -23,6 +24,7 @@ from peftkit.evaluation.reference import reference_values
 from peftkit.evaluation.score import records
 from peftkit.flows.out import check_new, written_to
 from peftkit.flows.trained import Trained, open_trained, placed, with_columns
+from peftkit.kernels.quicken import quicken
 from peftkit.tasks.base import Features, Record, Row
 from peftkit.tracking.quiet import chatter_to, terminal
 
@@ -64,6 +66,7 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
         if not trained.task.predicts:
             raise ConfigError(f"--task {trained.task.name} has nothing to predict of a row; peftkit eval scores it")
         trained = replace(trained, model=placed(trained.model, world.device))
+        quicken(trained.model, trained.task, Speed())
         table = read(asked.rows, asked.limit, cache=trained.data.cache)
         if "error" in table.rows[0]:
             raise DataError(f"{table.name} has a column 'error', in which rows without an answer are told; rename it")

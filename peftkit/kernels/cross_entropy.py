@@ -28,11 +28,6 @@ class After:
     cap: float | None = None
     shift: Tensor | None = None
 
-    @property
-    def nothing(self) -> bool:
-        """Whether it leaves them as they are."""
-        return self.scale == 1.0 and self.cap is None and self.shift is None
-
     def of(self, logits: Tensor) -> Tensor:
         """Of fp32 logits, changed in place."""
         if self.scale != 1.0:

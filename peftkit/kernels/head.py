@@ -32,7 +32,7 @@ def hang_head(model: nn.Module, task: Task, way: Way) -> tuple[list[Any], list[s
     plain: Any = inner(model)[1]
     try:
         head = output_layer(plain)
-        after = after_head(plain, head)
+        after, passes = after_head(plain, head)
     except UnclearError as problem:
         if way == "on":
             raise ConfigError(f"--speed.head on: not with a {type(plain).__name__}: {problem}") from problem
@@ -40,10 +40,10 @@ def hang_head(model: nn.Module, task: Task, way: Way) -> tuple[list[Any], list[s
     holder = next(child for child in plain.children() if any(head is module for module in child.modules()))
     # An adapter on the layer, or 4-bit weights: what it computes for a position is still the same without the others.
     simple = type(head).forward is nn.Linear.forward and head.weight.is_floating_point()
-    fused = after if after is not None and simple and (after.nothing or holder is head) else None
+    fused = after if after is not None and simple and (passes or holder is head) else None
     words = "logits of targets alone" + (", a block at a time" if fused else "")
     hooks = [] if holder is head else [patch(holder, _selecting)]
-    hooks += [] if fused is None or fused.nothing else [head.register_forward_hook(_carried)]
+    hooks += [] if fused is None or passes else [head.register_forward_hook(_carried)]
     return [*hooks, patch(head, partial(_reduced, fused))], [words]
 
 
@@ -79,8 +79,7 @@ def _reduced(after: After | None, head: nn.Module, hidden: Tensor) -> Tensor:
 
 def _losses(head: Any, chosen: Tensor, asked: Asked, after: After) -> Tensor:
     asked.answered = "losses"
-    if not after.nothing:
-        _last(head)
+    _last(head)
     if torch.is_grad_enabled() and (chosen.requires_grad or head.weight.requires_grad):
         return token_losses(chosen, head.weight, head.bias, asked.labels, after, asked.wanted.alike)
     losses, asked.correct = token_scores(Layer(head.weight, head.bias, after), chosen, asked.labels)
@@ -100,7 +99,7 @@ def _carried(head: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
 
 
 def _last(head: nn.Module) -> None:
-    """Put `_carried` behind the hooks that have come since."""
+    """Put `_carried`, if it is there, behind the hooks that have come since."""
     for number, hook in list(head._forward_hooks.items()):
         if hook is _carried:
             head._forward_hooks[number] = head._forward_hooks.pop(number)

@@ -25,9 +25,10 @@ class UnclearError(Exception):
 
 
 @torch.no_grad()
-def after_head(plain: Any, head: nn.Module) -> After | None:
+def after_head(plain: Any, head: nn.Module) -> tuple[After | None, bool]:
     """What turns the output layer's result into the model's logits; None if each position's can be had, but not by `After`.
 
+    And whether the logits are the very tensor that the layer returned, whatever its shape.
     Raises UnclearError if the logits of a few positions alone might not be those that they have among all.
     """
     from transformers import PreTrainedModel
@@ -43,18 +44,27 @@ def after_head(plain: Any, head: nn.Module) -> After | None:
             for module in beside(plain, head):
                 whole = isinstance(module, PreTrainedModel)
                 stack.enter_context(stand_in(module, _body if whole else _itself))
-            stack.enter_context(stand_in(head, lambda *_, **__: logits.clone()))
+            stack.enter_context(stand_in(head, lambda *_, **__: logits))
             found: Tensor = plain.forward(**words).logits
         return found
 
     try:
-        whole, few = run(made), run(made[:, SOME])
+        whole, few = run(made.clone()), run(made[:, SOME])
         ends = [run(torch.full_like(made[:, :1], value))[0, 0] for value in (0, SMALL, HUGE)]
     except Exception as problem:  # of any kind: it is another library's code around things that are not what it expects
         raise UnclearError(f"its forward could not be followed ({type(problem).__name__}: {problem})") from problem
     if whole.shape[:2] != made.shape[:2] or not torch.equal(few, whole[:, SOME]):
         raise UnclearError("it mixes the logits of several positions")
-    return _explained(plain, made, whole, *ends)
+    return _explained(plain, made, whole, *ends), _passes(run)
+
+
+def _passes(run: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a tensor of another shape comes back as it is."""
+    other = torch.zeros(POSITIONS)
+    try:
+        return run(other) is other
+    except Exception:  # it was not meant to hold
+        return False
 
 
 def beside(module: nn.Module, head: nn.Module) -> Iterator[nn.Module]:

@@ -151,11 +151,11 @@ def test_masked_words_alone_go_through_the_transform(family: str) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("family", ["t5", "bart", "marian"])
-def test_decoders_of_pairs(family: str, smoothing: float) -> None:
-    """Smoothing reads the logits; they are those of targets alone. Marian adds a bias of its own behind the layer."""
+@pytest.mark.parametrize(("family", "biased"), [("t5", False), ("bart", False), ("marian", False), ("marian", True)])
+def test_decoders_of_pairs(family: str, biased: bool, smoothing: float) -> None:
+    """Smoothing reads the logits; they are those of targets alone. Marian adds a bias of its own behind the layer, or zeros."""
     model: Any = tiny(family)
-    if hasattr(model, "final_logits_bias"):
+    if biased:
         model.final_logits_bias.normal_(generator=torch.Generator().manual_seed(2))
     other = batch_of(seed=5)
     batch = batch_of() | {"decoder_input_ids": other["input_ids"], "labels": other["labels"]}
@@ -169,12 +169,20 @@ def test_what_follows_the_layer_is_found_out(kind: str) -> None:
     words |= {"Cohere": {"logit_scale": 0.3}, "Granite": {"logits_scaling": 7.0}}.get(kind, {})
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**words))
-    after = after_head(model, output_layer(model))
-    assert after is not None
+    after, passes = after_head(model, output_layer(model))
+    assert after is not None and not passes
     assert (after.scale, after.cap) == pytest.approx(
         {"Gemma2": (1.0, 2.0), "Cohere": (0.3, None), "Granite": (1 / 7, None)}[kind]
     )
     held(model.train(), task_of("causal_lm"), batch_of())
+
+
+def test_most_models_do_nothing_to_their_logits() -> None:
+    for family in ("llama", "gpt2", "bert", "t5"):
+        model = tiny(family, head="masked_lm" if family == "bert" else None)
+        assert after_head(model, output_layer(model)) == (cross_entropy.After(), True)
+    bart = tiny("bart")  # adds a bias of zeros
+    assert after_head(bart, output_layer(bart)) == (cross_entropy.After(), False)
 
 
 def test_what_follows_the_layer_and_is_no_such_thing_gets_the_logits() -> None:
@@ -308,6 +316,7 @@ def capped(folder: Path) -> None:
 SPLIT = {
     "chat": ("full", {}),
     "chat adapter": ("lora", {}),
+    "seq2seq bart": ("lora", {}),
     "chat capped": ("full", {}),
     "preference": ("full", {"loss_type": "orpo"}),
     "masked_lm": ("full", {}),
@@ -329,7 +338,7 @@ def test_two_processes_of_zero3_take_the_same_steps(tmp_path: Path) -> None:
     listed = {}
     for name, (strategy, settings) in SPLIT.items():
         case = name.split()[0]
-        cell = Cell(case, CASES[case].families[0], strategy, 2, 2, "zero3").settings(data)
+        cell = Cell(case, "bart" if "bart" in name else CASES[case].families[0], strategy, 2, 2, "zero3").settings(data)
         cell["task"] |= settings
         for mode in ("auto", "plain"):
             listed[f"{name} {mode}"] = cell | {"speed": {"mode": mode}}
