@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+
+from peftkit.kernels.products import product, product_back
 
 BLOCK = 31 * 2**20
 """Bytes of a block of fp32 logits. glibc maps what is over 32 MiB anew each time: its pages cost 1.7 ns a logit, half a softmax."""
@@ -55,7 +56,7 @@ class Layer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(targets, vocabulary) in fp32; the product in the weight's own format."""
-        return self.after.of(linear(hidden, self.weight, self.bias).float())
+        return self.after.of(product(hidden, self.weight, self.bias).float())
 
 
 def rows_of_a_block(vocabulary: int) -> int:
@@ -141,7 +142,7 @@ def _add(made: _Gradients, at: slice, steep: Tensor, weight: Tensor, hidden: Ten
     """A block's part, from the gradient of its logits."""
     low = steep.to(weight.dtype)
     if made.hidden is not None:
-        made.hidden[at] = linear(low, weight.t())
+        made.hidden[at] = product_back(low, weight)
     if made.weight is not None:
         if low.dtype == made.weight.dtype:
             made.weight.addmm_(low.t(), hidden)

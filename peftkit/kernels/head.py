@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from peftkit.config.speed import Way
 from peftkit.errors import ConfigError
+from peftkit.kernels import linear
 from peftkit.kernels.cross_entropy import After, Layer, token_losses, token_scores
 from peftkit.kernels.logits import UnclearError, after_head
 from peftkit.kernels.patch import patch
@@ -69,12 +70,18 @@ def _reduced(after: After | None, head: nn.Module, hidden: Tensor) -> Tensor:
     """The forward of the output layer: (targets,) losses, or the (1, targets, vocabulary) logits."""
     asked = asked_now()
     if asked is None:
-        return type(head).forward(head, hidden)  # type: ignore[no-any-return]
+        return _all(head, hidden)
     chosen = asked.select(hidden)
     if after is not None and not asked.wanted.logits:
         return _losses(head, chosen, asked, after)
     asked.answered = "logits"
-    return type(head).forward(head, chosen[None])  # type: ignore[no-any-return]
+    return _all(head, chosen[None])
+
+
+def _all(head: Any, hidden: Tensor) -> Tensor:
+    """The logits of all of these positions."""
+    found: Tensor = linear.forward(head, hidden) if type(head) is nn.Linear else type(head).forward(head, hidden)
+    return found
 
 
 def _losses(head: Any, chosen: Tensor, asked: Asked, after: After) -> Tensor:
