@@ -30,6 +30,7 @@ from peftkit.models.find import check_weights, find, hub_words, shapes, weight_f
 from peftkit.models.inspect import head_paths, places, stacks
 from peftkit.models.library import PreTrainedModel, local_torch_dtype
 from peftkit.models.processor import load_processor, vocabulary
+from peftkit.models.recompute import recompute
 from peftkit.models.whole import whole_weights
 from peftkit.strategies import Strategy
 from peftkit.tasks import Task
@@ -250,8 +251,7 @@ def _set_up(model: PreTrainedModel, processor: Any, settings: Model) -> None:
     if settings.gradient_checkpointing:
         try:
             # Older versions of transformers have the second name only.
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            recompute(model, settings.gradient_checkpointing)
         except ValueError as problem:
             raise ModelError(f"--model.gradient_checkpointing: {problem}") from problem
     model.train()  # from_pretrained returns it in evaluation mode

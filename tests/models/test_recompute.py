@@ -1,0 +1,44 @@
+"""Activations that are computed again: the same numbers, and selectively no product twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from peftkit.models.recompute import recompute
+from peftkit.strategies import Strategy
+from tests.tiny import tiny
+from tests.trained import inputs_for, shake
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "bart", "vit"])
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_the_gradient_is_the_same_and_only_what_is_cheap_is_computed_again(family: str, strategy: str) -> None:
+    """To the last bit: the same operators run on the same numbers."""
+    expected, once = step(family, strategy, False)
+    selective, still_once = step(family, strategy, "selective")
+    assert still_once == once
+    for how in (True, "offload"):
+        found, more = step(family, strategy, how)
+        assert more > once
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert all(torch.equal(selective[name], value) for name, value in expected.items())
+
+
+def step(family: str, strategy: str, how: Any) -> tuple[dict[str, torch.Tensor], int]:
+    """The gradients, and the backward pass's FLOPs."""
+    model: Any = tiny(family)
+    if how:
+        recompute(model, how)
+    torch.manual_seed(0)
+    adapted: nn.Module = shake(Strategy.model_validate(strategy).adapt(model))
+    logits = adapted(**inputs_for(family)).logits
+    counter = FlopCounterMode(display=False)
+    with counter:
+        logits.float().square().sum().backward()
+    gradients = {name: weight.grad for name, weight in adapted.named_parameters() if weight.grad is not None}
+    return gradients, counter.get_total_flops()
