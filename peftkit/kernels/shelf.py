@@ -59,6 +59,12 @@ class Shelf:
     def __contains__(self, row: int) -> bool:
         return row in self._rows
 
+    @property
+    def tokens(self) -> int:
+        """Of any row that is here: pictures of one size have as many. 1 if there is none."""
+        size = next((place.size for place in self._rows.values()), self.width * self.dtype.itemsize)
+        return size // (self.width * self.dtype.itemsize)
+
     def look(self) -> None:
         """Take notice of what has been written since the last look, by any process."""
         for path in self.folder.glob(f"*{INDEX}"):

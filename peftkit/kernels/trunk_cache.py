@@ -113,7 +113,8 @@ class TrunkCache:
                 self.shelf.put(windows[at], states)
         if not windows:  # a batch that only keeps the processes in step: anything of its shape
             like = torch.zeros((), dtype=self.dtype, device=given.device)
-            return [like.expand(length, self.shelf.width) for length in lengths or [self.shelf.width] * len(given)]
+            lengths = lengths or [self.shelf.tokens] * len(given)
+            return [like.expand(length, self.shelf.width) for length in lengths]
         return [row.to(given.device, self.dtype) for row in rows if row is not None]
 
     def _some_miss(self, missing: Sequence[int]) -> bool:

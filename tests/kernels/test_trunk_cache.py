@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peftkit.config.run import Run
-from peftkit.engine.checkpoint import Progress
+from peftkit.engine.checkpoint import Progress, read_trained
 from peftkit.engine.world import World, joined
 from peftkit.errors import ModelError
 from peftkit.evaluation.score import Split, score
 from peftkit.flows.job import make_job
 from peftkit.flows.stages import all_steps, open_at
+from peftkit.flows.train import train
 from peftkit.kernels.trunk_cache import TrunkCache
+from peftkit.run_folder import RunFolder
 from tests.launch import torchrun
-from tests.tiny import save_tiny
+from tests.tiny import save_image, save_tiny
 
 ROWS, VALIDATED, EPOCHS = 10, 5, 3
 WORDS = [
@@ -84,7 +87,8 @@ def settings(folder: Path, family: str, strategy: dict[str, Any], task: str, **m
     base = folder / family
     if not base.exists():
         deep = DEEP.get(family, {"num_hidden_layers": 3})
-        head = {"seq2seq": None, "causal_lm": "causal_lm"}.get(task, "sequence_classification")
+        heads = {"seq2seq": None, "causal_lm": "causal_lm", "image_classification": "image"}
+        head = heads.get(task, "sequence_classification")
         save_tiny(base, family, head=head, **deep)
     split = {name: str(folder / f"{name}.jsonl") for name in ("train", "validation")}
     steps = EPOCHS * -(-ROWS // 4)
@@ -255,6 +259,40 @@ def test_what_other_runs_left_makes_room(folder: Path, world: World, tmp_path: P
     (old,) = (tmp_path / "trunk").iterdir()
     run(bert(folder, tmp_path, last=2, cache_budget="1KB"), world)
     assert not old.exists()
+
+
+def test_pictures_are_kept_too(folder: Path, world: World, tmp_path: Path) -> None:
+    rows = [{"image": save_image(folder / f"{row}.png", row), "label": "ab"[row % 2]} for row in range(6)]
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = settings(folder, "vit", {"name": "head_only"}, "image_classification", steps=4)
+    chosen["data"] = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation")} | {
+        "cache": str(tmp_path)
+    }
+    expected = run(chosen, world)
+    found = run({**chosen, "strategy": {"name": "head_only", "cache_trunk": True}}, world)
+    same(found, expected, 1e-5)
+    assert found.computed == 12
+
+
+@pytest.mark.launch
+def test_a_resumed_run_goes_on_to_the_bit_and_computes_nothing_again(folder: Path, tmp_path: Path) -> None:
+    """With dropout above: after step 3 of 9, with the files that the run left."""
+    chosen = bert(folder, tmp_path) | {
+        "out": str(tmp_path / "run"),
+        "checkpoint": {"every": 3, "keep": 0},
+        "eval": {"every": 3},
+    }
+    train(Run.model_validate(chosen))
+    whole = RunFolder(tmp_path / "run")
+    expected = read_trained(whole.checkpoint(9))
+    size = sum(map(bytes_in, (tmp_path / "trunk").iterdir()))
+    for step in (6, 9):
+        shutil.rmtree(whole.checkpoint(step))
+    train(Run.model_validate(chosen | {"resume": True}))
+    found = read_trained(whole.checkpoint(9))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert sum(map(bytes_in, (tmp_path / "trunk").iterdir())) == size
 
 
 @pytest.mark.parametrize(
