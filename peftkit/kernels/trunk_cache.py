@@ -45,6 +45,8 @@ class TrunkCache:
     _rows: list[Tensor] | None = None
     """What the trunk makes of the current batch, (tokens, width) a row; None while the model runs as ever."""
     _mask: Tensor | None = None
+    _made: Tensor | None = None
+    """Those, in the form that the layers have."""
     _taken: Tensor | None = None
     """While the trunk runs alone: what came out of it."""
     _alone: bool = False
@@ -85,7 +87,7 @@ class TrunkCache:
         try:
             outputs = _as_ever(model, *args, **inputs)
         finally:
-            self._rows = self._mask = None
+            self._rows = self._mask = self._made = None
         if not self._used:
             raise ModelError(f"--strategy.cache_trunk: {type(model).__name__} did not run {self.trunk.words}")
         return outputs
@@ -179,7 +181,9 @@ class TrunkCache:
                 self._taken = _states_of(layer, found)
             return found
         self._used = True
-        return self._padded(_first(args, words))
+        if self._made is None:
+            self._made = self._padded(_first(args, words))
+        return self._made
 
     def _above(self, layer: nn.Module, *args: Any, **words: Any) -> Any:
         return _first(args, words) if self._alone else _as_ever(layer, *args, **words)
