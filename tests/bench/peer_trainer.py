@@ -36,8 +36,13 @@ def main():
     rows = [json.loads(line) for line in Path(ASKED["rows"]).read_text().splitlines()]
     labels = sorted({row["label"] for row in rows}) if not CHAT else []
     data = [asked(row, tokenizer) if CHAT else classed(row, tokenizer, labels) for row in rows]
+    if ASKED.get("trl"):
+        from datasets import Dataset
+
+        data = Dataset.from_list(data)  # its trainer takes nothing else
     trainer = Counting(
         model=adapted(loaded(labels)),
+        processing_class=tokenizer,
         args=arguments(),
         train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer) if CHAT else DataCollatorWithPadding(tokenizer),
@@ -61,6 +66,7 @@ def arguments():
         bf16=BF16,
         disable_tqdm=True,
         seed=ASKED["seed"],
+        **({"dataset_kwargs": {"skip_prepare_dataset": True}} if ASKED.get("trl") else {}),
         train_sampling_strategy="group_by_length" if ASKED.get("group") else "sequential",
     )
 
@@ -110,6 +116,12 @@ def asked(row, tokenizer):
 def classed(row, tokenizer, labels):
     read = tokenizer(row["text"], truncation=True, max_length=ASKED["max_length"])
     return {**read, "label": labels.index(row["label"])}
+
+
+if ASKED.get("trl"):
+    sys.path.append(ASKED["trl"])
+    from trl import SFTConfig as TrainingArguments
+    from trl import SFTTrainer as Trainer
 
 
 class Counting(Trainer):

@@ -101,6 +101,14 @@ def litgpt(asked: Asked) -> Command:
     return peer(asked, str(python), "peer_litgpt.py", {"converted": str(CACHE / "litgpt" / asked.place.model.name)})
 
 
+def trl(asked: Asked) -> Command:
+    """TRL's trainer as it comes (it computes activations again), where CACHE/venvs/trl has it, on this environment's libraries."""
+    folder = CACHE / "venvs" / "trl"
+    if not folder.exists():
+        raise SystemExit(f"no {folder}: pip install --no-deps --target {folder} trl==1.16.0")
+    return peer(asked, sys.executable, "peer_trainer.py", {"micro": asked.work.micro, "trl": str(folder)})
+
+
 def peer(asked: Asked, python: str, script: str, more: dict[str, Any]) -> Command:
     """A peer's script, and its settings beside it in a file."""
     work, where, lines = asked.work, asked.place, asked.out.with_suffix(".lines")
@@ -134,6 +142,7 @@ RUNNERS: dict[str, Callable[[Asked], Command]] = {
     "trainer-autocast": trainer(autocast=True),
     "trainer-mb1-autocast": trainer(micro=1, autocast=True),
     "litgpt": litgpt,
+    "trl": trl,
 }
 """`trainer` has the micro-batch of most people (4; 16 where texts are classified), `-medium` sets torch's precision of fp32
 products to medium, `-autocast` keeps the base in fp32 under bf16."""

@@ -48,7 +48,7 @@ own left out."""
 ANY = (None, None)
 BEST = (1.3, 1.0)
 RACES = (
-    Race("W1", {"trainer": (3.5, 0.5), "trainer-mb1": BEST, "trainer-medium": BEST, "litgpt": BEST}),
+    Race("W1", {"trainer": (3.5, 0.5), "trainer-mb1": BEST, "trainer-medium": BEST, "litgpt": BEST, "trl": ANY}),
     Race("W1", {"trainer-mb1": (1.4, 0.8), "trainer-mb1-autocast": (1.4, 0.8), "litgpt": ANY}, "bf16"),
     Race("W1v", {"trainer": (5, 0.25), "trainer-mb1": (2.5, None)}),
     Race("W1r", {"trainer-mb1": ANY}, rows=32),
@@ -59,9 +59,17 @@ RACES = (
 )
 
 
+SCRIPTS = {
+    "W5": ("Time to the first step, and 50,000 rows tokenised", ("first_step.py {}", "tokenise.py 50000 {}")),
+    "W6": ("Evaluation and 200 answers", ("answers.py {}",)),
+}
+"""What has a script of its own; the number of turns stands at the brackets."""
+
+
 def main(words: Sequence[str]) -> None:
     asked = parse(words)
-    chosen = [one for one in RACES if not asked.only or one.workload in asked.only.split(",")]
+    only = asked.only.split(",") if asked.only else [*(one.workload for one in RACES), *SCRIPTS]
+    chosen = [one for one in RACES if one.workload in only]
     found = limits()
     lines = head(asked, found)
     for one in chosen:
@@ -71,7 +79,19 @@ def main(words: Sequence[str]) -> None:
         needed = need(work, place(work, rows, asked.seed))
         lines += told(one, rows, results, needed, fastest(found["products"][one.precision]))
         asked.out.write_text("\n".join(lines) + "\n", encoding="utf-8")  # what was found by now, should it be ended
-    print(asked.out.read_text(encoding="utf-8"))
+    for name in (name for name in SCRIPTS if name in only):
+        title, scripts = SCRIPTS[name]
+        lines += ["", f"## {name}: {title}", "", "```", *(output(script, asked) for script in scripts), "```"]
+        asked.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def output(script: str, asked: argparse.Namespace) -> str:
+    """What a script prints."""
+    name, *words = script.format(asked.turns).split()
+    words = [sys.executable, str(HERE / name), *words]
+    with race.locked(asked.lock):
+        return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.rstrip()
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
