@@ -17,6 +17,7 @@ from peftkit.kernels import attention
 from peftkit.kernels.quicken import quicken
 from peftkit.kernels.segments import Rows
 from peftkit.kernels.unpadded import disagreement, unpad, why_not
+from peftkit.models.recompute import recompute
 from peftkit.strategies import Lora
 from peftkit.tasks import CausalLM
 
@@ -164,6 +165,18 @@ def test_layers_without_padding_learn_the_same(name: str, way: str, unpadded_cal
     unpadded_calls.clear()
     again = learnt(model, batch)
     assert torch.equal(again[0], expected[0]) and not unpadded_calls
+
+
+@pytest.mark.parametrize("how", ["selective", "offload"])
+@pytest.mark.parametrize("name", ["llama", "bert", "bart, targets with a mask"])
+def test_what_is_kept_of_activations_changes_nothing(name: str, how: Any, unpadded_calls: list[int]) -> None:
+    model = made(*UNPADDED[name]).train()
+    batch = batch_for(name, model)
+    expected = learnt(model, batch)
+    unpad(model)
+    recompute(model, how)
+    assert_equal_learnt(expected, learnt(model, batch))
+    assert unpadded_calls
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3, window", "bert", "bart"])
