@@ -40,7 +40,7 @@ LIGHT = {*sys.stdlib_module_names, "pydantic", "pydantic_core", "yaml", "rich", 
 
 BEHIND = {
     "deepspeed": ("engine", "models.load"),
-    "peft": ("strategies", "exporters", "evaluation.verify", "kernels.lora"),
+    "peft": ("strategies", "exporters", "evaluation.verify"),
     "bitsandbytes": ("strategies.qlora", "engine.optim", "kernels.lora"),
     "datasets": ("data.sources.hub", "data.sources.columnar"),
     "pyarrow": ("data.sources.columnar",),

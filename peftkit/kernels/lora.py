@@ -42,11 +42,9 @@ def hang_lora(model: nn.Module, way: Way) -> tuple[list[Any], list[str]]:
 
 def adapted(model: nn.Module) -> Iterator[Any]:
     """PEFT's linear layers with LoRA adapters, also those on a 4-bit base."""
-    if "peft" not in sys.modules:  # importing it takes seconds, and nothing of it can be here
-        return
-    from peft.tuners import lora
-
-    kinds = [lora.Linear, *filter(None, [getattr(lora, "Linear4bit", None)])]
+    # Where these are not imported nothing of them can be here, and importing them takes seconds.
+    plain, packed = (sys.modules.get(f"peft.tuners.lora.{name}") for name in ("layer", "bnb"))
+    kinds = [module.Linear for module in (plain,) if module] + [getattr(packed, "Linear4bit", None)]
     yield from (module for module in model.modules() if type(module) in kinds)
 
 
