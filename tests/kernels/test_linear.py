@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from torch.nn import functional
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
+from peftkit.engine.state import capture
+from peftkit.engine.world import World
 from peftkit.kernels import products
 from peftkit.kernels.linear import hang_products, linear
 from peftkit.kernels.products import choose
+from tests.conftest import Together
+from tests.engine.odd import Odd, opened, optimizer, plain, train
 from tests.kernels.test_products import filled
 from tests.tiny import tiny
 
@@ -27,13 +32,17 @@ NEAR = {"rtol": 1e-5, "atol": 5e-5}
 @pytest.fixture(autouse=True)
 def onednn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every shape is oneDNN's, however small."""
-    monkeypatch.setattr(products, "is_faster", lambda usual, other: True)
-    monkeypatch.setattr(products, "FEWEST", 0.0)
-    monkeypatch.setattr(products, "FEW", 1)
+    everything_onednns(monkeypatch)
     monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path))
     chosen = choose(tmp_path / "products.json")
     yield
     chosen.remove()
+
+
+def everything_onednns(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(products, "is_faster", lambda usual, other: True)
+    patch.setattr(products, "FEWEST", 0.0)
+    patch.setattr(products, "FEW", 1)
 
 
 @pytest.mark.parametrize("trains", ["x", "weight", "bias", "x weight", "x weight bias"])
@@ -128,6 +137,35 @@ def test_bf16_and_autocast_take_the_usual_way() -> None:
         assert layer(x).equal(expected)
     layer.bfloat16()
     assert layer(x.bfloat16()).equal(functional.linear(x.bfloat16(), layer.weight, layer.bias))
+
+
+def onednn_under_zero(world: World, folder: Path, zero: str) -> None:
+    """Three steps of two processes, with every product oneDNN's, are those of plain torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        everything_onednns(patch)
+        model = Odd()
+        chosen = choose(folder / f"{world.process}.json")
+        hooks, _ = hang_products(model, "on")
+        engine = opened(model, zero, world)
+        train(engine, range(3), world)
+        found = capture(engine).weights
+        engine.close()
+        asked = [name.split()[0] for name in products._table.known] if products._table else []
+        for hook in [chosen, *hooks]:
+            hook.remove()
+    assert {"forward", "back", "outer"} <= set(asked)
+    expected = plain(Odd(), optimizer("adamw"), optimizer("adamw").build, range(3))
+    for name, weight in found.items():
+        assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
+
+
+CHECKS: dict[str, Any] = {zero: partial(onednn_under_zero, zero=zero) for zero in ("zero2", "zero3")}
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("check", CHECKS)
+def test_on_two_processes(check: str, together: Together) -> None:
+    assert not together.wrong(__name__, check)
 
 
 def test_off_hangs_nothing() -> None:
