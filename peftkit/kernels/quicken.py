@@ -73,7 +73,7 @@ def without_padding(quick: Quickened, model: nn.Module, speed: Speed) -> None:
             hung.remove()
             refuse(why)
         else:
-            quick.words.append("layers see no padding")
+            quick.words.append("layers see no padding: all tokens inside them are useful")
 
     if why := why_not(model):
         refuse(why)

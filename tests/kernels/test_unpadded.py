@@ -248,7 +248,7 @@ def test_layers_that_mix_tokens_are_found_out() -> None:
     assert model.config._attn_implementation == "sdpa", "what is not proven does nothing"
     quick.prove(run)
     assert model.config._attn_implementation == attention.NAME
-    assert "layers see no padding" in quick.words
+    assert any("see no padding" in word for word in quick.words)
     quick.remove()
     model.model.layers[1].mlp = Mixing(model.model.layers[1].mlp)
     quick = quicken(model, CausalLM(), Speed())
