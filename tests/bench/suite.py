@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def main(words: Sequence[str]) -> None:
     found = limits()
     lines = head(asked, found)
     for one in chosen:
-        rows = one.rows or WORKLOADS[one.workload].rows
+        rows = asked.rows or one.rows or WORKLOADS[one.workload].rows
         results = race.race(WORKLOADS[one.workload], rows, options(one, asked))
         work = WORKLOADS[one.workload]
         needed = need(work, place(work, rows, asked.seed))
@@ -98,6 +99,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     made = argparse.ArgumentParser(prog="race.py all", description=__doc__)
     made.add_argument("--turns", type=int, default=3)
     made.add_argument("--only", help="workloads, with commas between them")
+    made.add_argument("--rows", type=int, help="rows of each race, instead of its own number")
     made.add_argument("--lock", type=Path)
     made.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
     made.add_argument("--seed", type=int, default=42)
@@ -130,7 +132,7 @@ def head(asked: argparse.Namespace, found: dict[str, Any]) -> list[str]:
         "# Races",
         "",
         f"Written by `python tests/bench/race.py all --turns {asked.turns}` on {when}:",
-        f"{race.machine()}, one thread, commit {commit()}.",
+        f"{race.machine()}, one thread, commit {commit()}; load average {os.getloadavg()[1]:.1f} when it began.",
         *READ.splitlines(),
         "",
         "## The machine",
