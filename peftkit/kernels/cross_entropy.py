@@ -21,6 +21,11 @@ BLOCK = 31 * 2**20
 """Bytes of a block of fp32 logits. glibc maps what is over 32 MiB anew each time: its pages cost 1.7 ns a logit, half a softmax."""
 
 
+TILE = (512, 2048)
+"""Positions and words of a tile: 4 MiB of fp32 logits. With 128k words of width 256 a core makes 88 GFLOP/s so, of 100 that it
+can; in blocks over all words 45, which read the whole weight again every 64 positions."""
+
+
 @dataclass(frozen=True)
 class After:
     """What a model does to its logits: cap tanh(scale x / cap) + shift."""
@@ -28,6 +33,11 @@ class After:
     scale: float = 1.0
     cap: float | None = None
     shift: Tensor | None = None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether it leaves them as they are."""
+        return self.scale == 1.0 and self.cap is None and self.shift is None
 
     def of(self, logits: Tensor) -> Tensor:
         """Of fp32 logits, changed in place."""
@@ -152,6 +162,38 @@ def _add(made: _Gradients, at: slice, steep: Tensor, weight: Tensor, hidden: Ten
         made.bias += steep.sum(0)
 
 
+def _past_frozen(layer: Layer, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses, and the hidden states' gradient, past a weight that does not train, in tiles: a few positions by a part of the
+    vocabulary.
+
+    Each tile's softmax is over its own words; what it gives is weighed by its share of all, as flash attention does (Dao et
+    al., 2022). So a part of the weight is read once for both products, while it is in the cache.
+    """
+    losses, made = hidden.new_empty(len(labels), dtype=torch.float32), torch.empty_like(hidden)
+    rows, width = TILE
+    for at in blocks(len(labels), rows):
+        total = torch.full_like(losses[at], float("-inf"))
+        said, summed = torch.zeros_like(total), torch.zeros_like(hidden[at], dtype=torch.float32)
+        for part in blocks(len(layer.weight), width):
+            size, own, pulled = _tile(layer, hidden[at], labels[at], part)
+            both = torch.logaddexp(total, size)
+            summed.mul_((total - both).exp_()[:, None]).addcmul_(pulled, (size - both).exp_()[:, None])
+            total, said = both, said + own
+        losses[at] = total - said
+        made[at] = summed - layer.weight[labels[at]]
+    return losses, made
+
+
+def _tile(layer: Layer, hidden: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the words of a part: log sum exp of their logits, the label's logit (else 0), the mean of their weights by softmax."""
+    weight, inside = layer.weight[part], (labels >= part.start) & (labels < part.stop)
+    logits = product(hidden, weight, None if layer.bias is None else layer.bias[part]).float()
+    own = logits.gather(-1, (labels - part.start).clamp(0, len(weight) - 1)[:, None])[:, 0].where(inside, 0)
+    most = logits.amax(-1)
+    chances = torch._softmax(logits, -1, False, out=logits)
+    return most - chances.amax(-1).log(), own, product_back(chances.to(weight.dtype), weight).float()
+
+
 class _TokenLosses(torch.autograd.Function):
     """See `token_losses`."""
 
@@ -169,6 +211,10 @@ class _TokenLosses(torch.autograd.Function):
         needs = ctx.needs_input_grad
         own = alike and (needs[1] or needs[2])
         layer = Layer(weight, bias, after)
+        if needs[0] and not needs[1] and not needs[2] and after.nothing:
+            losses, unit = _past_frozen(layer, hidden, labels)
+            ctx.save_for_backward(unit, None, None, None, None)
+            return losses
         losses, made = _through(layer, hidden, labels, rows, (needs[0], own and needs[1], own and needs[2]))
         again = (hidden, weight, bias, labels) if needs[1] or needs[2] else (None, None, None, None)
         ctx.save_for_backward(made.hidden, *again)

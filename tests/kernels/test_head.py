@@ -128,11 +128,29 @@ def test_blocks_of_any_size_give_the_layers_gradients(rows: int, loss: str) -> N
     assert correct.equal(logits.argmax(-1) == labels)
 
 
+@pytest.mark.parametrize("tile", [(1, 1), (3, 7), (5, 50), (512, 2048)])
+def test_past_a_frozen_weight_tiles_of_any_size_give_the_same(
+    tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "TILE", tile)
+    numbers = torch.Generator().manual_seed(1)
+    hidden, weight, bias = (3 * torch.randn(shape, generator=numbers) for shape in ((13, 8), (50, 8), (50,)))
+    labels, weights = torch.randint(50, (13,), generator=numbers), torch.rand(13, generator=numbers)
+    expected = nn.functional.cross_entropy(
+        nn.functional.linear(hidden.requires_grad_(), weight, bias), labels, reduction="none"
+    )
+    found = cross_entropy.token_losses(hidden, weight, bias, labels, cross_entropy.After())
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    wanted, got = (torch.autograd.grad(one @ weights, hidden)[0] for one in (expected, found))
+    assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_unlikely_labels_have_finite_losses() -> None:
     hidden, weight = torch.tensor([[400.0], [-400.0]], requires_grad=True), torch.tensor([[1.0], [-1.0], [0.0]])
     labels = torch.tensor([1, 1])
-    found = cross_entropy.token_losses(hidden, weight, None, labels, cross_entropy.After())
-    assert found.tolist() == [800.0, 0.0]
+    for trains in (False, True):
+        found = cross_entropy.token_losses(hidden, weight.requires_grad_(trains), None, labels, cross_entropy.After())
+        assert found.tolist() == [800.0, 0.0]
 
 
 @pytest.mark.parametrize("targets", [0, 1])
@@ -280,6 +298,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_grows_with_vocabulary_times_tokens(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights frozen, as with an adapter; blocks of 16 positions. All logits would be 4 x 500 x 5000 numbers."""
     monkeypatch.setattr(cross_entropy, "BLOCK", 16 * 5000 * 4)
+    monkeypatch.setattr(cross_entropy, "TILE", (16, 1000))
     model = tiny("llama", vocab_size=5000, max_position_embeddings=512)
     for name, weight in model.named_parameters():
         weight.requires_grad_("q_proj" in name)
