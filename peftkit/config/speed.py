@@ -31,6 +31,9 @@ class Speed(Section):
     """The output layer at the positions of targets alone, a block of them at a time and with the loss in it: its memory does not
     grow with the vocabulary. Not for R-Drop, which compares whole distributions."""
 
+    prefetch: Way = "auto"
+    """Make the next steps' batches in a thread while a step is computed."""
+
     def way(self, name: str) -> Way:
         """What is asked of the setting `name`, once `mode` has had its say."""
         chosen: Way = getattr(self, name)

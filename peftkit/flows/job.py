@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from peftkit.cache import cache_root
 from peftkit.config.read import decisive
 from peftkit.config.run import Run
 from peftkit.data.batches import evaluation_batches, steps_per_epoch, training_batches
+from peftkit.data.prefetch import prefetched
 from peftkit.data.prepare import Prepared, prepare
 from peftkit.data.store import Store
 from peftkit.engine.ds_config import MICRO, Config, Plan, fill, read_config
@@ -93,9 +94,9 @@ class Job:
                 if parameter.requires_grad:
                     self.born.setdefault(name, at)
 
-    def batches(self, first: int, last: int) -> Iterator[list[dict[str, Any]]]:
+    def batches(self, first: int, last: int) -> Iterator[Sequence[dict[str, Any]]]:
         """This process's micro-batches of the steps `first` .. `last` - 1."""
-        return training_batches(
+        made = training_batches(
             self.prepared.train,
             self.run.task.learning(),
             self.base.processor,
@@ -106,6 +107,7 @@ class Job:
             first,
             last,
         )
+        return made if self.run.speed.way("prefetch") == "off" else prefetched(made)
 
     def evaluation(self, split: Store, rows: int | None) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """This process's batches of a split."""
