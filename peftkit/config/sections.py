@@ -123,7 +123,8 @@ class Data(Section):
     augment: Augment = Augment()
     """Changed copies of the training rows."""
     workers: NonNegativeInt | None = None
-    """Processes that encode rows; left out: as many as there are cores, if there are rows enough."""
+    """Processes that encode rows; left out: as many as there are cores, if there are rows enough and the tokenizer does not take
+    many at once with threads of its own (chats, texts and classes, with fast tokenizers)."""
     cache: Path | None = None
     """Where encoded rows and converted models are kept; left out: $PEFTKIT_CACHE or ~/.cache/peftkit."""
 

@@ -1,6 +1,6 @@
 """The first step of a tiny model: `peftkit train --steps 1` against a plain transformers Trainer + PEFT script.
 
-python tests/bench/first_step.py [TURNS]       prints both, and the ratio of their CPU seconds (promised: at most 1.0)
+python tests/bench/first_step.py [TURNS]       prints both, and the ratio of their CPU seconds (promised: at most 0.7)
 
 Both load the same tiny Llama and the same 64 rows, add LoRA of rank 8 to every linear layer, and take one step of
 4 x 4 rows in fp32; nothing is cached between runs. What is compared is the process's CPU time when that step is done.
@@ -33,7 +33,7 @@ def main(turns: int) -> None:
         costs = in_turns(commands, turns, folder, marks=marks)
     titles = {"reached": "CPU s to the step", "cpu": "CPU s, all", "wall": "wall s, all", "peak_mb": "peak MB"}
     print(table(costs, titles))
-    print(f"CPU to the first step, ratio: {ratio(costs[OURS], costs[PLAIN], 'reached')} (promised: at most 1.0)")
+    print(f"CPU to the first step, ratio: {ratio(costs[OURS], costs[PLAIN], 'reached')} (promised: at most 0.7)")
     print(f"CPU of the whole commands, ratio: {ratio(costs[OURS], costs[PLAIN], 'cpu')}")
 
 
