@@ -59,7 +59,7 @@ def run(name: str, rows: int, deepspeed: str, processes: int, threads: int) -> P
     where = place(work, rows, 42)
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         out = Path(folder) / "run"
-        asked = Asked(work, where, "fp32", 42, out, (f"deepspeed={deepspeed}",))
+        asked = Asked(work, where, out, "fp32", 42, (f"deepspeed={deepspeed}",))
         made = peftkit(asked)
         words = made.words[made.words.index("train") + 1 :]
         torchrun = shutil.which("torchrun", path=str(Path(sys.executable).parent)) or "torchrun"
