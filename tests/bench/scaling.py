@@ -57,7 +57,7 @@ def main(name: str = "W1", rows: str = "48", deepspeed: str = "zero2") -> None:
 def run(name: str, rows: int, deepspeed: str, processes: int, threads: int) -> Pace:
     work = WORKLOADS[name]
     where = place(work, rows, 42)
-    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+    with tempfile.TemporaryDirectory(prefix="scaling-", ignore_cleanup_errors=True) as folder:
         out = Path(folder) / "run"
         asked = Asked(work, where, out, "fp32", 42, (f"deepspeed={deepspeed}",))
         made = peftkit(asked)
