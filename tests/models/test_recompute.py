@@ -33,7 +33,13 @@ def test_the_gradient_is_the_same_and_only_what_is_cheap_is_computed_again(famil
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()), msg=name)
+        torch.testing.assert_close(
+            found[name],
+            value,
+            rtol=1e-5,
+            atol=1e-5 * float(value.abs().max()),
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def step(family: str, strategy: str, how: Any) -> tuple[dict[str, torch.Tensor], int]:
