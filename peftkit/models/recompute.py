@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 KEPT = (
     *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::convolution"),
@@ -24,6 +25,11 @@ def recompute(model: Any, how: bool | str) -> None:
 
     `selective`: products and attention are kept, and not run again; `offload`: layers' inputs wait in main memory.
     """
+    if how == "selective" and is_deepspeed_zero3_enabled():
+        # DeepSpeed's linear layer adds its bias into the product that was kept, and again when it is computed again.
+        raise ValueError(
+            "selective does not go with ZeRO-3, whose linear layers change what is kept; take true, or zero2"
+        )
     kept = {"context_fn": partial(create_selective_checkpoint_contexts, worth_keeping)} if how == "selective" else {}
     words = {"use_reentrant": False, **kept}
     if how == "offload":

@@ -18,8 +18,11 @@ from tests.trained import inputs_for, shake
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "bart", "vit"])
 @pytest.mark.parametrize("strategy", ["full", "lora"])
-def test_the_gradient_is_the_same_and_only_what_is_cheap_is_computed_again(family: str, strategy: str) -> None:
+def test_the_gradient_is_the_same_and_only_what_is_cheap_is_computed_again(
+    family: str, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same operators run on the same numbers; products round by where their operands lie in memory, so 1e-5 of the largest."""
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)  # ZeRO-3 leaves its own behind
     expected, once = step(family, strategy, False)
     selective, still_once = step(family, strategy, "selective")
     assert still_once == once
