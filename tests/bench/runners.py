@@ -68,6 +68,7 @@ def peftkit(asked: Asked, *more: str) -> Command:
         "checkpoint.every": steps,
         "optim.lr": work.lr,
         "schedule": "constant",
+        "schedule.warmup": 0,
         "precision": asked.precision,
         "seed": asked.seed,
         "out": asked.out,

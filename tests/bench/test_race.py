@@ -27,8 +27,12 @@ def test_a_race_is_run_on_the_same_rows(kept: Path, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     assert "peftkit against trainer: " in told
     losses = told[told.index("loss of the first") :].split()
-    first = [losses[at - 1] for at, word in enumerate(losses) if word == "->"]
-    assert len(first) == 2 and abs(float(first[0]) - float(first[1])) < 1e-4
+    pairs = [
+        (float(losses[at - 1]), float(losses[at + 1].rstrip(";"))) for at, word in enumerate(losses) if word == "->"
+    ]
+    (ours, learnt), (theirs, learnt_too) = pairs
+    assert abs(ours - theirs) < 1e-4, "the same tokens, mask and weights"
+    assert abs(learnt - learnt_too) < 1e-3, "the same rate; adapters begin with other random numbers"
     assert not list((kept / "runs").iterdir())
 
 
