@@ -23,6 +23,7 @@ from peftkit.registry import did_you_mean
 
 MAY_DIFFER = (
     "batch.micro",
+    "batch.tokens",
     "deepspeed",
     "speed",
     "eval",
