@@ -21,7 +21,7 @@ from peftkit.data.store import Writer
 from peftkit.errors import DataError
 from peftkit.tasks import Task
 from peftkit.tasks.base import IGNORED, Features, Known, LabelError, Row, RowError
-from peftkit.tasks.many import takes_many
+from peftkit.tasks.many import takes_many, utf8
 
 CHUNK = 500
 HOW = ("encode_many", "encode", "windows", "loses")
@@ -53,8 +53,15 @@ class Encoder:
     sources: Sources | None = None
 
     def windows(self, row: Row) -> list[Features]:
-        """All features of a row."""
-        return self.task_of(row).windows(row, self.processor, self.max_length, self.stride)
+        """All features of a row. RowError for a text that is none: tokenizers have no error of their own for it."""
+        try:
+            return self.task_of(row).windows(row, self.processor, self.max_length, self.stride)
+        except (TypeError, UnicodeEncodeError) as problem:
+            if torn := [name for name, value in row.items() if not utf8(str(value))]:
+                raise RowError(
+                    f"{torn[0]!r} holds half a character (one of the two parts of a surrogate pair, as \\ud800)"
+                ) from problem
+            raise
 
     def task_of(self, row: Row) -> Task:
         """The run's task, or that of the row's source."""

@@ -38,7 +38,7 @@ def hang_head(model: nn.Module, task: Task, way: Way) -> tuple[list[Any], list[s
         if way == "on":
             raise ConfigError(f"--speed.head on: not with a {type(plain).__name__}: {problem}") from problem
         return [], [f"all logits are computed ({problem})"]
-    holder = next(child for child in plain.children() if any(head is module for module in child.modules()))
+    holder = holder_of(plain, head)
     # An adapter on the layer, or 4-bit weights: what it computes for a position is still the same without the others.
     simple = type(head).forward is nn.Linear.forward and head.weight.is_floating_point()
     fused = after if after is not None and simple and (passes or holder is head) else None
@@ -57,6 +57,17 @@ def output_layer(plain: Any) -> Any:
     if found is None or not any(found is module for module in plain.modules()):
         raise UnclearError("it has no output layer")
     return found
+
+
+def holder_of(model: nn.Module, head: nn.Module) -> nn.Module:
+    """The outermost part that is called with hidden states and has the output layer in it: itself, or what transforms for it.
+
+    A decoder that is a model of its own is called with other things.
+    """
+    from transformers import PreTrainedModel
+
+    part = next(child for child in model.children() if any(head is module for module in child.modules()))
+    return holder_of(part, head) if isinstance(part, PreTrainedModel) else part
 
 
 def _selecting(module: nn.Module, hidden: Tensor, *rest: Any, **words: Any) -> Any:

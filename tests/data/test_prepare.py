@@ -103,6 +103,14 @@ def test_what_is_cut_and_left_out_is_counted_with_its_lines(tmp_path, data):
     ]
 
 
+def test_half_a_character_is_no_text(tmp_path, data):
+    good = {"prompt": "a", "response": "b"}
+    train = put(tmp_path, "a.jsonl", [good, {"prompt": "a", "response": "b \ud83d"}, good])
+    (told,) = [line for line in prepared(data(train=train, holdout=0), Chat()).report.lines() if "left out" in line]
+    assert told.startswith("train: 1 row left out ('response' holds half a character")
+    assert told.endswith("line 2")
+
+
 def test_a_row_that_fits_exactly_is_not_cut(tmp_path, data):
     length = len(CausalLM().encode({"text": "exactly so"}, tokenizer(), 99)["input_ids"])
     train = put(tmp_path, "a.jsonl", [{"text": "exactly so"}])

@@ -180,6 +180,18 @@ def test_decoders_of_pairs(family: str, biased: bool, smoothing: float) -> None:
     held(model, task_of("seq2seq", label_smoothing=smoothing), batch, TokenLogits if smoothing else TokenLosses)
 
 
+def test_a_decoder_that_is_a_model_of_its_own() -> None:
+    """Two BERTs, of which one reads and one writes: what has the output layer in it is called with ids, not hidden states."""
+    from transformers import EncoderDecoderConfig, EncoderDecoderModel
+
+    reader, writer = (tiny("bert", head="masked_lm").config for _ in range(2))
+    model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(reader, writer)).eval()
+    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 3
+    other = batch_of(seed=5)
+    batch = batch_of() | {"decoder_input_ids": other["input_ids"], "labels": other["labels"]}
+    held(model.train(), task_of("seq2seq"), batch, TokenLosses)
+
+
 @pytest.mark.parametrize("kind", ["Gemma2", "Cohere", "Granite"])
 def test_what_follows_the_layer_is_found_out(kind: str) -> None:
     """A soft cap, a scale, a divisor."""
