@@ -6,6 +6,7 @@ Through the command line's own `main`, in this process; where a resource has to 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -207,8 +208,9 @@ def test_a_checkpoint_of_another_strategy_is_not_resumed(
     """Even where the settings have been changed with the folder's own."""
     shutil.copytree(finished, tmp_path / "run")
     settings = (tmp_path / "run/config.yaml").read_text()
-    assert "name: head_only" in settings
-    (tmp_path / "run/config.yaml").write_text(settings.replace("name: head_only", f"name: {strategy}"))
+    changed = re.sub(r"strategy: .*", f"strategy: {{name: {strategy}}}", settings)
+    assert changed != settings
+    (tmp_path / "run/config.yaml").write_text(changed)
     before = everything(tmp_path / "run")
     said = refused(["train", "--out", f"{tmp_path}/run", "--resume", "--steps", "4"], 1)
     assert f"step-000002 is of another run: its --strategy is head_only, and here {strategy}" in said

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from peftkit.data import batches
+from peftkit.engine import loop
 from tests.flows.hooks import at_a_step
 from tests.forked import Server
 from tests.tiny import save_tiny
@@ -29,16 +30,25 @@ LEGS = [(2, "zero2", 2, 2), (1, "zero3", 4, 5), (2, "zero1", 1, 8), (1, "zero0",
 
 
 def record_rows() -> None:
-    """In the training's own process: the rows of every batch, as lines of its step and their numbers."""
-    make, desk = batches._batch, Path(os.environ["TEST_DESK"])
+    """In the training's own process: the rows of every batch that is learnt, as lines of its step and their numbers.
+
+    Batches of steps that are not taken may be made as well, ahead of time.
+    """
+    make, learn, desk = batches._batch, loop.accumulate, Path(os.environ["TEST_DESK"])
+    rows_of: dict[int, tuple[int, list[int]]] = {}
 
     def then(store: Any, task: Any, processor: Any, rows: Sequence[int], spare: int, seed: str) -> Any:
+        batch = make(store, task, processor, rows, spare, seed)
         if seed != "evaluation":
-            with (desk / f"{os.getpid()}.jsonl").open("a") as file:
-                file.write(json.dumps([int(seed.split()[1]) + 1, list(rows)]) + "\n")
-        return make(store, task, processor, rows, spare, seed)
+            rows_of[id(batch)] = int(seed.split()[1]) + 1, list(rows)
+        return batch
 
-    batches._batch = then
+    def learnt(engine: Any, micro_batches: Sequence[Any], *rest: Any) -> Any:
+        with (desk / f"{os.getpid()}.jsonl").open("a") as file:
+            file.writelines(json.dumps(rows_of.pop(id(batch))) + "\n" for batch in micro_batches)
+        return learn(engine, micro_batches, *rest)
+
+    batches._batch, loop.accumulate = then, learnt
     if "TEST_STEP" in os.environ:
         at_a_step()
 
