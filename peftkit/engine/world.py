@@ -18,7 +18,7 @@ from peftkit.engine.pulse import beat
 from peftkit.errors import ConfigError
 
 PORTS = 3
-"""So many are tried by a process that is alone: another program may take the one that was free a moment ago."""
+"""So many are tried by a process that is alone: the first may be that of whoever started it, or be taken meanwhile."""
 LONGEST_WAIT = timedelta(minutes=30)
 """How long a process waits for the others, where nothing watches over them yet: one may be loading a large model."""
 
@@ -110,22 +110,23 @@ def joined(timeout: timedelta = LONGEST_WAIT) -> Iterator[World]:
 
 
 def _open_group(world: World, timeout: timedelta) -> None:
-    alone = world.processes == 1 and "MASTER_PORT" not in os.environ
-    if world.processes == 1:
+    alone = world.processes == 1
+    if alone:
         given = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for name, value in given.items():
             os.environ.setdefault(name, value)
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(world.local)
-    for left in reversed(range(PORTS if alone else 1)):
-        if alone:
+    last = PORTS - 1 if alone else 0
+    for turn in range(last + 1):
+        if alone and (turn or "MASTER_PORT" not in os.environ):
             os.environ["MASTER_PORT"] = str(_free_port())
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
             return
         except (dist.DistError, ValueError) as problem:
-            if not left:
+            if turn == last:
                 raise ConfigError(
                     f"process {world.process} of {world.processes} could not meet the others at "
                     f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {problem}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -54,3 +57,16 @@ def test_processes_share_the_cores_unless_told_otherwise(monkeypatch: pytest.Mon
     share_cores(World(0, 1000, 0))
     assert set_to == [cores, 1, cores]
     assert torch.get_num_threads() == threads
+
+
+def test_a_process_that_is_alone_needs_nobodys_port() -> None:
+    """One that a training in Python has started inherits the port at which that one listens itself."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        script = "from peftkit.engine.world import joined\nwith joined() as world: print(world.processes)"
+        environment = os.environ | {"MASTER_PORT": str(taken.getsockname()[1])}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+        )
+    assert done.stdout.split() == ["1"], done.stderr
