@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from peftkit.config.run import Run
 from peftkit.engine.loop import forward
 from peftkit.engine.open import Engine
-from peftkit.engine.world import World, joined
+from peftkit.engine.world import World
 from peftkit.errors import ModelError
 from peftkit.flows.job import Job, make_job
 from peftkit.flows.stages import open_at
@@ -31,19 +29,6 @@ DEPTHS = {
     "bart": ["encoder_layers"],
 }
 TASKS = {"bert": "sequence_classification", "t5": "seq2seq", "bart": "seq2seq"}
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with joined() as world:
-        yield world
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    """A ZeRO-3 job that is in a cycle would leave transformers in its way of making models."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from torch import nn
 
 from peftkit.config.run import Run
 from peftkit.engine.checkpoint import Progress, read_trained
-from peftkit.engine.world import World, joined
+from peftkit.engine.world import World
 from peftkit.errors import ModelError
 from peftkit.evaluation.score import Split, score
 from peftkit.flows.job import make_job
@@ -65,19 +63,6 @@ class Done:
     ran: int
     """Passes of the lowest layer."""
     damaged: int = 0
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with joined() as world:
-        yield world
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    """A ZeRO-3 job that is in a cycle would leave transformers in its way of making models."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")
