@@ -24,7 +24,9 @@ class Adapter(Exporter, name="adapter"):
 
     needs_adapter: ClassVar[bool] = True
 
-    def write(self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading) -> None:
+    def write(
+        self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading, sample: Mapping[str, Any]
+    ) -> None:
         """Raises ExportError if a tensor is empty (ZeRO-3 shards that were not gathered)."""
         from safetensors.torch import save_file
 

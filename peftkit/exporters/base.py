@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from peftkit.exporters.runtime import Runtime
     from peftkit.strategies import Strategy
+    from peftkit.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,25 @@ class Exporter(Choice, kind="exporter", default="merged"):
     """Whether only strategies that make an adapter can be exported this way."""
     keeps_model: ClassVar[bool] = True
     """Whether the model is the same after `write`."""
+    tolerance: ClassVar[float | None] = None
+    """What its logits may differ by, in parts of their size; None: by what rounding to the stored format costs."""
 
-    def write(self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading) -> None:
-        """Write weights and configuration of the adapted `model` into the existing `folder`."""
+    def refuses(self, task: Task, config: Any, strategy: Strategy) -> str:
+        """Why it does not serve this task, this architecture (a transformers configuration) or this strategy, in a phrase that
+        follows `--to NAME: `; empty if it does. Asked before anything is loaded but the configuration."""
+        return ""
+
+    def write(
+        self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading, sample: Mapping[str, Any]
+    ) -> None:
+        """Write weights and configuration of the adapted `model` into the existing `folder`.
+
+        `sample` is a batch of the task's inputs (keywords of the model's forward), for exporters that trace the model.
+        """
         raise NotImplementedError
 
-    def open(self, folder: Path, reading: Reading) -> PreTrainedModel:
-        """Load what `write` wrote as its user would: with transformers and peft alone."""
+    def open(self, folder: Path, reading: Reading) -> PreTrainedModel | Runtime:
+        """Load what `write` wrote by what will serve it: transformers and peft alone, or another program (a `Runtime`)."""
         raise NotImplementedError
 
     def example(self, folder: str, reading: Reading) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -26,7 +27,9 @@ class Merged(Exporter, name="merged"):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The format of the saved weights; auto is the format that the run loaded the base in."""
 
-    def write(self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading) -> None:
+    def write(
+        self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading, sample: Mapping[str, Any]
+    ) -> None:
         """Merge in fp32, cast once to the format asked for, save. The generation configuration goes with it."""
         import torch
 

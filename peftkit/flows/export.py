@@ -115,6 +115,8 @@ def export_trained(
     where `load` found the base.
     """
     check_fits(exporter, run.strategy)
+    if why := exporter.refuses(run.task, plain_model(model).config, run.strategy):
+        raise ConfigError(f"--to {exporter.name}: {why}")
     if not batches:
         raise ExportError("no rows to compare the export on; give --data.validation")
     reading = reading_of(model, run, source)
@@ -124,7 +126,7 @@ def export_trained(
     recover(folder)
     partial = emptied(folder.with_name(f"{folder.name}.partial"))
     try:
-        exporter.write(model, run.strategy, partial, reading)
+        exporter.write(model, run.strategy, partial, reading, asked.inputs[0])
         processor.save_pretrained(partial)
         card = card_of(exporter, run, folder, reading, metrics or {})
         (partial / "README.md").write_text(redact(model_card(card)), encoding="utf-8")
@@ -232,6 +234,7 @@ def read_exporter(to: str | Exporter) -> Exporter:
 
 
 def check_fits(exporter: Exporter, strategy: Strategy) -> None:
+    """ConfigError if no model of this strategy can be exported so."""
     if exporter.needs_adapter and not strategy.makes_adapter:
         raise ConfigError(
             f"--to {exporter.name}: --strategy {strategy.name} makes no adapter; export it with --to merged"

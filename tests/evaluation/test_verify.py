@@ -64,7 +64,7 @@ def verdict(
     run = Run.model_validate({"model": str(base), "strategy": strategy.model_dump(), "task": "causal_lm"})
     reading, asked = reading_of(model, run, str(base)), question(model, task, batches)
     expected = answer(model, asked)
-    exporter.write(alter(model), merger or strategy, folder, reading)
+    exporter.write(alter(model), merger or strategy, folder, reading, {})
     allowed = limits(stored_format(folder), bool(asked.prompts))
     return problems(compare(expected, answer(exporter.open(folder, reading), asked), allowed), allowed)
 

@@ -33,7 +33,7 @@ def reading(base: Path, **more: Any) -> Reading:
 
 def written(folder: Path, model: Any, how: Reading) -> Path:
     folder.mkdir()
-    Adapter().write(model, Lora(), folder, how)
+    Adapter().write(model, Lora(), folder, how, {})
     tokenizer().save_pretrained(folder)
     return folder
 
