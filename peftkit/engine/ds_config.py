@@ -132,6 +132,8 @@ def fill(config: Config, plan: Plan) -> Config:
         if zero.get(section, {}).get("nvme_path") == AUTO:
             zero[section] = {**zero[section], "nvme_path": str(plan.nvme)}
     zero.update({name: size for name, size in SIZES.items() if zero.get(name) == AUTO})
+    if zero.get("overlap_comm") == AUTO:
+        zero["overlap_comm"] = plan.processes > 1 and has_streams()
     filled = {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
     filled["zero_optimization"] = zero
     filled.update(decided(plan))
@@ -150,6 +152,13 @@ def fill(config: Config, plan: Plan) -> Config:
             [f'--deepspeed: {key} is "auto", and nothing in a run decides it; give a value' for key in left]
         )
     return filled
+
+
+def has_streams() -> bool:
+    """Whether gradients can be summed over the processes while the rest of them is computed: not on a CPU."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def decided(plan: Plan) -> Config:

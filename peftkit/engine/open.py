@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from peftkit.engine.compiled import building, ready_muon
-from peftkit.engine.ds_config import Config, offload_devices, offloads_optimizer, stage_of
+from peftkit.engine.ds_config import SIZES, Config, offload_devices, offloads_optimizer, stage_of
 from peftkit.engine.optim import Group, Optimizer, parameter_groups
 from peftkit.engine.statistics import hold_frozen
 from peftkit.errors import ConfigError, ModelError
 from peftkit.lazy import uncollected
+from peftkit.models.inspect import elements
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -100,9 +101,21 @@ def open_engine(
         with building("async_io"):
             deepspeed.ops.op_builder.AsyncIOBuilder().load()
     ready_muon()
+    config = fitted(config, model)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     _check_gradients(engine.optimizer)
     return Engine(engine, stage_of(config), hold_frozen(model))
+
+
+def fitted(config: Config, model: nn.Module) -> Config:
+    """`config` with a gradient bucket no larger than what trains: ZeRO takes the whole bucket's memory, and an adapter fills
+    little of it. The same gradients are summed in the same pieces."""
+    zero = config.get("zero_optimization", {})
+    if not zero.get("stage"):
+        return config
+    trained = sum(elements(weight) for weight in model.parameters() if weight.requires_grad)
+    bucket = min(int(zero.get("reduce_bucket_size", SIZES["reduce_bucket_size"])), trained)
+    return {**config, "zero_optimization": {**zero, "reduce_bucket_size": bucket}}
 
 
 def _check_gradients(wrapper: Any) -> None:

@@ -131,6 +131,17 @@ def test_values_that_say_the_same_are_no_clash() -> None:
     assert fill({}, plan(optim="adafactor"))["zero_optimization"] == {}
 
 
+@pytest.mark.parametrize(("processes", "streams", "expected"), [(2, True, True), (2, False, False), (1, True, False)])
+def test_sums_go_beside_the_backward_pass_where_that_is_possible(
+    processes: int, streams: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peftkit.engine.ds_config.has_streams", lambda: streams)
+    for name in ("zero2", "zero3"):
+        filled = fill(read_config(name), plan(processes=processes))
+        assert filled["zero_optimization"]["overlap_comm"] is expected
+    assert fill(read_config("zero1"), plan(processes=processes))["zero_optimization"]["overlap_comm"] is False
+
+
 def test_a_file_written_for_another_tool_is_taken_as_it_is(tmp_path: Path) -> None:
     """With "auto" in the optimizer's and the scheduler's settings, and in ZeRO's sizes, as transformers' documentation has it."""
     theirs = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from peftkit.engine.ds_config import read_config
 from peftkit.engine.optim import Optimizer, parameter_groups
 from peftkit.engine.state import capture, load_weights, restore
 from peftkit.engine.torch_optim import LazyAdagrad, Lion
@@ -65,6 +66,16 @@ def steps_as_plain_torch(world: World, folder: Path, name: str, zero: str) -> No
     assert furthest(found, dict(Odd().named_parameters())) > 1e-3, "it moved"
 
 
+def steps_while_summing(world: World, folder: Path, zero: str) -> None:
+    """The gradients are summed over the processes while the rest of them is computed."""
+    together = {"zero_optimization": {**read_config(zero)["zero_optimization"], "overlap_comm": True}}
+    engine = opened(Odd(), zero, world, **together)
+    train(engine, STEPS, world)
+    found = capture(engine).weights
+    engine.close()
+    assert furthest(found, plain(Odd(), optimizer("adamw"), torch.optim.AdamW, STEPS)) < 1e-5
+
+
 def steps_in_8_bits(world: World, folder: Path, name: str, zero: str) -> None:
     """It learns, it is near AdamW, and a restored engine goes on as the first one would have, to the last bit."""
     optim = optimizer(name, lr=1e-3, weight_decay=0.0)
@@ -100,6 +111,7 @@ CHECKS |= {
     f"adamw-{zero}": partial(steps_as_plain_torch, name="adamw", zero=zero)
     for zero in ("zero2_offload", "zero3_offload")
 }
+CHECKS |= {f"overlap-{zero}": partial(steps_while_summing, zero=zero) for zero in ("zero2", "zero3")}
 CHECKS |= {f"{name}-{zero}": partial(steps_in_8_bits, name=name, zero=zero) for name in EIGHT_BITS for zero in STAGES}
 
 
