@@ -77,8 +77,11 @@ class Exporter(Choice, kind="exporter", default="merged"):
     """Whether only strategies that make an adapter can be exported this way."""
     keeps_model: ClassVar[bool] = True
     """Whether the model is the same after `write`."""
-    tolerance: ClassVar[float | None] = None
-    """What its logits may differ by, in parts of their size; None: by what rounding to the stored format costs."""
+
+    @property
+    def tolerance(self) -> float | None:
+        """What its logits may differ by, in parts of their size; None: by what rounding to the stored format costs."""
+        return None
 
     def refuses(self, task: Task, config: Any, strategy: Strategy) -> str:
         """Why it does not serve this task, this architecture (a transformers configuration) or this strategy, in a phrase that
@@ -88,7 +91,7 @@ class Exporter(Choice, kind="exporter", default="merged"):
     def write(
         self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading, sample: Mapping[str, Any]
     ) -> None:
-        """Write weights and configuration of the adapted `model` into the existing `folder`.
+        """Write weights and configuration of the adapted `model` into the existing `folder`, where its tokenizer lies already.
 
         `sample` is a batch of the task's inputs (keywords of the model's forward), for exporters that trace the model.
         """

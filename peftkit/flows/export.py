@@ -126,8 +126,8 @@ def export_trained(
     recover(folder)
     partial = emptied(folder.with_name(f"{folder.name}.partial"))
     try:
+        processor.save_pretrained(partial)  # first: a format of its own takes the vocabulary from there
         exporter.write(model, run.strategy, partial, reading, asked.inputs[0])
-        processor.save_pretrained(partial)
         card = card_of(exporter, run, folder, reading, metrics or {})
         (partial / "README.md").write_text(redact(model_card(card)), encoding="utf-8")
         known = {"base": reading.base, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
