@@ -126,10 +126,11 @@ class Forgetful(Lora):
         return super().merge(model)
 
 
-class Vandal:
-    """A tokenizer that leaves half of a file behind."""
+class Vandal(Merged):
+    """Leaves half of a file behind."""
 
-    def save_pretrained(self, folder: Path) -> None:
+    def write(self, model: Any, strategy: Strategy, folder: Path, *others: Any) -> None:
+        super().write(model, strategy, folder, *others)
         file = next(folder.glob("*.safetensors"))
         file.write_bytes(file.read_bytes()[:-100])
 
@@ -142,10 +143,10 @@ def test_a_wrong_export_is_refused_and_the_old_one_stays(harm: str, tmp_path: Pa
     place = tmp_path / "run" / "export" / "merged"
     place.mkdir(parents=True)
     (place / "old").touch()
-    processor = Vandal() if harm == "file" else base.processor
+    exporter = Vandal() if harm == "file" else Merged()
     said = "cannot be opened or run" if harm == "file" else "not what was trained, and was removed: logits differ by"
     with pytest.raises(ExportError, match=said):
-        export_trained(Merged(), model, processor, run, batches, place, source=base.source)
+        export_trained(exporter, model, base.processor, run, batches, place, source=base.source)
     assert [entry.name for entry in place.parent.rglob("*")] == ["merged", "old"]
 
 
