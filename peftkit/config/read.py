@@ -24,6 +24,7 @@ from peftkit.registry import did_you_mean
 MAY_DIFFER = (
     "batch.micro",
     "batch.tokens",
+    "batch.sequence_parallel",
     "deepspeed",
     "speed",
     "eval",

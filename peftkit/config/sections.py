@@ -164,6 +164,10 @@ class Batch(Section):
     """Tokens in one forward pass on one process, padding included, but one row at least. More takes more memory; the gradient
     stays the same. Left out, and `micro` too: the longest row's, at least 512; on a GPU four times that, at least 4096."""
 
+    sequence_parallel: PositiveInt = 1
+    """Processes that share each row: every one computes a part of its tokens, and attention for some of the heads (DeepSpeed's
+    Ulysses). For rows that are too long for one GPU. It divides the number of processes and of heads."""
+
     @property
     def rows(self) -> int:
         """`micro`, where it is a number; else 1, which any training can begin with."""
@@ -172,6 +176,10 @@ class Batch(Section):
     def conflicts(self, run: Any) -> Iterator[str]:
         if self.micro == "auto" and self.tokens:
             yield "--batch.micro auto finds out how many tokens fit, and --batch.tokens names a number; give one of the two"
+        if self.sequence_parallel > 1:
+            from peftkit.config.shared import clashes
+
+            yield from clashes(run)
 
 
 class Regularize(Section):

@@ -54,8 +54,9 @@ def deal(rows: Sequence[int], lengths: Sequence[int], batch: Batch, processes: i
     Each has at most `batch.micro` rows and takes at most `batch.tokens` places, padding included, as far as these are numbers
     and it has more than one row. The step's rows are sorted by length, the longest first, and dealt in turns, so that rows of
     like lengths share a micro-batch and the processes' k-th micro-batches take about as long. `lengths[row]` is the row's
-    length.
+    length. Neighbours that share rows (`batch.sequence_parallel`) get the same.
     """
+    processes, process = processes // batch.sequence_parallel, process // batch.sequence_parallel
     longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
     most = batch.micro if isinstance(batch.micro, int) else len(rows)
     if batch.tokens is None:

@@ -91,13 +91,14 @@ def processes(number: int) -> str:
 def batch_words(batch: Batch, world: int, useful: float | None) -> str:
     """`16 rows a step = 2 processes x micro-batches of up to 1,024 tokens, 93.1 % of them useful`."""
     total, micro, among = batch.total, batch.micro, "" if useful is None else f", {useful:.1%} useful tokens"
-    rows = f"{total} rows a step = {processes(world)} x"
+    groups = f"{world // batch.sequence_parallel} x {batch.sequence_parallel} processes that share rows"
+    rows = f"{total} rows a step = {processes(world) if batch.sequence_parallel == 1 else groups} x"
     if micro == "auto":
         return f"{rows} micro-batches of as many rows as fit (--batch.micro auto)"
     if batch.tokens:
         at_most = f" and {micro} rows" if micro else ""
         return f"{rows} micro-batches of up to {batch.tokens:,} tokens{at_most}{among}"
-    passes = -(-total // (batch.rows * world))
+    passes = -(-total * batch.sequence_parallel // (batch.rows * world))
     return f"{rows} {passes} micro-batch{'es' if passes > 1 else ''} of up to {batch.rows} rows{among}"
 
 

@@ -61,7 +61,7 @@ def _tried(job: Job) -> tuple[int, int]:
     engine = opened(job)
     probe = Probe(engine, learnt(job.run), job.world, partial(longest_batch, store, task, job.base.processor))
     room = int(probe.room * SHARE) - SPARE - kept_later(job)
-    most = -(-job.run.batch.total // job.world.processes)
+    most = -(-job.run.batch.total * job.run.batch.sequence_parallel // job.world.processes)
     found = largest(probe.take, room, most, probe.agree)
     engine.close()
     return found, probe.room

@@ -80,6 +80,7 @@ def rows_of(job: Job, step: Step, bad: Sequence[Sequence[int]] | None) -> list[i
     if bad is not None:
         dealt = (deal(windows, store.lengths, batch, processes, process) for process in range(processes))
         windows = [row for mine, numbers in zip(dealt, bad, strict=True) for index in numbers for row in mine[index]]
+        windows = list(dict.fromkeys(windows))  # processes that share rows have the same
     return [int(store.row[window]) for window in windows]
 
 

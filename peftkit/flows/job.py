@@ -26,6 +26,7 @@ from peftkit.engine.open import DTYPES, check_config, choose_precision, zero3_gu
 from peftkit.engine.random_state import seed_all
 from peftkit.engine.world import World
 from peftkit.errors import CheckpointError, ConfigError
+from peftkit.kernels.sequence import own_labels
 from peftkit.metrics import Metric
 from peftkit.models.configure import configure, context_limit
 from peftkit.models.find import find
@@ -96,7 +97,7 @@ class Job:
 
     def batches(self, first: int, last: int) -> Iterator[Sequence[dict[str, Any]]]:
         """This process's micro-batches of the steps `first` .. `last` - 1."""
-        made = training_batches(
+        made: Iterator[Sequence[dict[str, Any]]] = training_batches(
             self.prepared.train,
             self.run.task.learning(),
             self.base.processor,
@@ -107,6 +108,9 @@ class Job:
             first,
             last,
         )
+        if (shared := self.run.batch.sequence_parallel) > 1:
+            part = self.world.process % shared
+            made = ([own_labels(batch, shared, part) for batch in step] for step in made)
         return made if self.run.speed.way("prefetch") == "off" else prefetched(made)
 
     def evaluation(self, split: Store, rows: int | None) -> Iterator[tuple[list[int], dict[str, Any]]]:
@@ -182,6 +186,11 @@ def prepare_data(run: Run) -> tuple[str, Prepared]:
 
 def engine_config(run: Run, processes: int) -> tuple[str, Config]:
     """The precision, and DeepSpeed's configuration with everything filled in and checked."""
+    if processes % run.batch.sequence_parallel:
+        raise ConfigError(
+            f"--batch.sequence_parallel {run.batch.sequence_parallel}: {processes} process{'es' * (processes > 1)} cannot be"
+            " put together in groups of that size"
+        )
     raw = read_config(run.deepspeed)
     if run.batch.micro == "auto" and raw.get(MICRO, "auto") != "auto":
         raise ConfigError(

@@ -23,6 +23,7 @@ from peftkit.flows.job import Job
 from peftkit.flows.scores import gives_up
 from peftkit.flows.trunk import hang_cache
 from peftkit.kernels.quicken import quicken
+from peftkit.kernels.sequence import share_rows
 from peftkit.kernels.trunk import free_trunk
 from peftkit.run_folder import RunFolder
 from peftkit.tasks.r_drop import RDrop, check_dropout
@@ -92,10 +93,12 @@ def opened(job: Job) -> Engine:
     if chosen.r_drop:
         check_dropout(job.model)
     noise = add_noise(job.model, chosen.neftune) if chosen.neftune else []
-    quick = quicken(job.model, job.run.task, job.run.speed)
+    shared, speed = job.run.batch.sequence_parallel, job.run.speed
+    quick = quicken(job.model, job.run.task, speed.model_copy(update={"unpad": "off"}) if shared > 1 else speed)
+    rows = [share_rows(job.model, shared, job.world.process, job.world.processes)] if shared > 1 else []
     freed, kept = free_trunk(job.model), hang_cache(job)
     engine = open_engine(job.model, job.run.optim, job.deepspeed, job.depths, job.born)
-    engine.hooks.extend([*noise, quick, freed, *kept])
+    engine.hooks.extend([*noise, quick, freed, *kept, *rows])
     quick.prove(partial(few_rows, job, engine))
     job.quickened = quick.words
     if chosen.pull:

@@ -79,6 +79,8 @@ class Task(Choice, kind="task", default="chat"):
     """What the model takes: it says which of its processors is loaded."""
     lengths: ClassVar[tuple[str, ...]] = ("max_length", "truncate")
     """The settings of the rows' lengths that it goes by: `max_length`, `truncate`, and `stride` where it reads windows."""
+    splits_rows: ClassVar[bool] = False
+    """Whether a row's loss is a sum over its places, so that each may be learnt by another process."""
     generates: ClassVar[bool] = False
     """Whether the model can be asked to write for it (`prompts`)."""
 

@@ -20,6 +20,7 @@ class NextToken(Task):
     """A decoder's next token, wherever `labels` names one. What `causal_lm` and `chat` add is `encode`."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    splits_rows: ClassVar[bool] = True
     generates: ClassVar[bool] = True
 
     def model_class(self) -> Any:

@@ -87,6 +87,44 @@ def test_a_journey_through_worlds_learns_what_one_world_learns(
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-6
 
 
+@pytest.mark.parametrize(("strategy", "zero"), [("full", "zero2"), ("lora", "zero3")])
+def test_two_processes_that_share_rows_learn_what_one_learns(
+    strategy: str, zero: str, data: Path, tmp_path: Path, server: Server
+) -> None:
+    words = ["train", "--model", f"{data}/llama", "--data", f"{data}/chat.jsonl", "--data.holdout", "0.2"]
+    words += ["--strategy", strategy, "--batch.total", f"{TOTAL}", "--steps", f"{STEPS}", "--batch.micro", "3"]
+    for processes in (1, 2):
+        leg = [
+            *words,
+            "--out",
+            f"{tmp_path}/{processes}",
+            "--deepspeed",
+            zero,
+            "--batch.sequence_parallel",
+            f"{processes}",
+        ]
+        world = server.start(leg, tmp_path / f"said-{processes}", processes)
+        assert {one.wait() for one in world} == {0}, world[0].said()
+    assert numbers(tmp_path / "2") == pytest.approx(numbers(tmp_path / "1"), abs=2e-6)
+    expected, found = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-6
+
+
+def test_rows_that_cannot_be_shared_are_refused_before_anything_is_loaded(
+    data: Path, tmp_path: Path, server: Server
+) -> None:
+    words = ["train", "--model", f"{data}/llama", "--data", f"{data}/chat.jsonl", "--out", f"{tmp_path}/run"]
+    (alone,) = server.start([*words, "--batch.sequence_parallel", "2"], tmp_path / "said", 1)
+    assert alone.wait() == 2
+    assert "--batch.sequence_parallel 2: 1 process cannot be put together in groups" in alone.said()
+
+
+def numbers(out: Path) -> list[float]:
+    """The loss and the gradient's norm of every step, and the scores, in order."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows for name in ("loss", "grad_norm") if name in row]
+
+
 def rows_learnt(desk: Path) -> dict[int, Counter[int]]:
     """How often each row was put into a batch of each step, by all processes."""
     found: dict[int, Counter[int]] = {}
