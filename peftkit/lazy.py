@@ -75,6 +75,10 @@ def _leave(standing: Deferred) -> None:
 
 
 def _spec(name: str) -> ModuleSpec | None:
+    package, _, inner = name.partition(".")
+    if inner and package not in sys.modules:  # finding it would import its package
+        outer = find_spec(package)
+        return None if outer is None else ModuleSpec(name, None, origin=outer.origin, is_package=True)
     try:
         return find_spec(name)
     except ImportError:  # the package that it would be in is not there

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import AutoConfig
-from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import cached_file
 
 from peftkit.cache import cache_root, digest
@@ -28,7 +27,7 @@ from peftkit.models.code import why_unread
 from peftkit.models.configure import configure, context_limit
 from peftkit.models.find import check_weights, find, hub_words, shapes, weight_files
 from peftkit.models.inspect import head_paths, places, stacks
-from peftkit.models.library import PreTrainedModel, local_torch_dtype
+from peftkit.models.library import PreTrainedModel, get_keys_to_not_convert, local_torch_dtype
 from peftkit.models.processor import load_processor, vocabulary
 from peftkit.models.recompute import recompute
 from peftkit.models.whole import whole_weights

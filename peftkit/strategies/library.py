@@ -20,23 +20,38 @@ def peft() -> Any:
     return library
 
 
+ASKED = {
+    "bitsandbytes": ("model", ("is_bnb_available", "is_bnb_4bit_available")),
+    "torchao": ("torchao", ("is_torchao_available",)),
+}
+"""Library -> the file of PEFT's LoRA that asks for it, by which functions."""
+
+
 @contextmanager
 def asking_no_other(model: nn.Module) -> Iterator[None]:
-    """Meanwhile PEFT, which asks bitsandbytes of every layer whether it is one of its own, takes the answer no.
+    """Meanwhile PEFT, which asks these libraries of every layer whether it is one of their own, takes the answer no.
 
-    Only where that is the answer: no layer of `model` is.
+    Only where that is the answer: no layer of `model` is, and nobody has imported the library.
     """
-    if "bitsandbytes" in sys.modules or any(_is_quantised(module) for module in model.modules()):
-        yield
-        return
-    lora = peft().tuners.lora.model
-    asked = {name: vars(lora)[name] for name in ("is_bnb_available", "is_bnb_4bit_available") if name in vars(lora)}
-    vars(lora).update(dict.fromkeys(asked, lambda: False))
+    lora = peft().tuners.lora
+    quiet = [asked for library, asked in ASKED.items() if library not in sys.modules and not _uses(model, library)]
+    places = [(vars(getattr(lora, file)), name) for file, names in quiet for name in names]
+    before = [(place, name, place[name]) for place, name in places if name in place]
+    for place, name, _ in before:
+        place[name] = _no
     try:
         yield
     finally:
-        vars(lora).update(asked)
+        for place, name, function in before:
+            place[name] = function
 
 
-def _is_quantised(module: nn.Module) -> bool:
-    return any(kind.__module__.partition(".")[0] == "bitsandbytes" for kind in type(module).__mro__)
+def _no() -> bool:
+    return False
+
+
+def _uses(model: nn.Module, library: str) -> bool:
+    """Whether a layer or a weight of the model is of a class of that library."""
+    parts = [*model.modules(), *model.parameters()]
+    kinds = {type(part) for part in parts}
+    return any(kind.__module__.partition(".")[0] == library for own in kinds for kind in own.__mro__)

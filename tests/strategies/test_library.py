@@ -15,7 +15,7 @@ import peftkit.models.load
 from peftkit.strategies import Lora
 from tests.tiny import tiny
 adapted = Lora(rank=2).adapt(tiny("llama"))
-print(sorted({"bitsandbytes", "scipy.optimize", "torch._inductor.compile_fx"} & {*sys.modules}))
+print(sorted({"bitsandbytes", "torchao", "scipy.optimize", "torch._inductor.compile_fx"} & {*sys.modules}))
 import bitsandbytes
 import peft.helpers
 from transformers.loss.loss_for_object_detection import linear_sum_assignment
@@ -32,7 +32,7 @@ print(type(made.base_model.model[0]).__name__, type(made.base_model.model[1]).__
 """
 
 
-def test_bitsandbytes_and_scipy_wait_for_their_use() -> None:
+def test_bitsandbytes_torchao_and_scipy_wait_for_their_use() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[]", "True [1, 0]", "Linear Linear4bit"]
