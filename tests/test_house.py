@@ -14,13 +14,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {
-    "atomic": 0, "errors": 0, "lazy": 0, "redact": 0, "registry": 0,
+    "atomic": 0, "errors": 0, "lazy": 0, "printable": 0, "redact": 0, "registry": 0,
     "config.section": 1, "config.amount": 1, "cache": 1, "run_folder": 1,
     "models.inspect": 2, "status": 2,
     "strategies": 3, "tasks": 3, "metrics": 3, "exporters": 3, "engine.optim": 3, "engine.schedule": 3, "engine.ds_config": 3,
     "config": 4,
     "exporters.runtime": 5,
-    "data": 5, "models": 5, "engine": 5, "kernels": 5, "evaluation": 5, "tracking": 5, "slurm": 5,
+    "data": 5, "models": 5, "engine": 5, "kernels": 5, "evaluation": 5, "tracking": 5, "slurm": 5, "report": 5,
     "flows": 6,
     "cli": 7, "__main__": 8, "__init__": 8,
 }  # fmt: skip
@@ -33,6 +33,7 @@ BESIDE = {
     ("tasks", "metrics"),
     *(("evaluation", room) for room in ("data", "engine", "models")),
     *(("exporters", room) for room in ("strategies", "tasks")),
+    *(("report", room) for room in ("evaluation", "tracking")),
 }
 """Rooms of one floor of which the first may look into the second, never the other way round."""
 
@@ -48,7 +49,8 @@ BEHIND = {
     "fsspec": ("data.sources.remote",),
     "zstandard": ("data.sources.opened",),
     "sklearn": ("metrics", "data.split"),
-    "scipy": ("metrics", "tasks.sounds"),
+    "scipy": ("metrics", "tasks.sounds", "evaluation.paired"),
+    "jinja2": ("report.page",),
     "soundfile": ("tasks.sounds",),
     "PIL": ("tasks.pictures",),
     "seqeval": ("metrics.entity_f1",),

@@ -62,6 +62,7 @@ def test_its_flags_are_settings() -> None:
         "--measure",
         "--trace",
     }  # of data check, eval, bench
+    known |= {"--data", "--html", "--fail-if-worse"}  # of compare
     known |= {"--optm.lr"}  # misspelt, to show what happens
     assert not set(re.findall(r"--[a-z][\w.-]*", README.read_text())) - known
 

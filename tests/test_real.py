@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import peftkit
 from peftkit.data.demo import tables
-from peftkit.flows.compare import compare
+from peftkit.flows.compare import Asked, compare
 from peftkit.flows.job import prepare_data
 from peftkit.models.find import find
 from tests.cases import next_token_loss
@@ -91,8 +91,8 @@ def test_the_adapter_loads_by_peft_alone_and_equals_the_merged_model(run: Path) 
 
 
 def test_compare_answers_with_both(run: Path) -> None:
-    ((prompt, expected, before, after),) = compare(run, rows=1)
-    assert "def " in prompt and expected and before != after
+    (change,) = compare(Asked([str(run)], rows=1)).changes
+    assert "def " in change.asked and change.truth and change.before != change.after
 
 
 def saved_run(folder: Path) -> dict[str, object]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from peftkit.cli.screen import plain
 from peftkit.cli.words import Parser
 from peftkit.errors import ConfigError
+from peftkit.printable import printable
 
 if TYPE_CHECKING:
     from peftkit.flows.jobs import Row
@@ -99,7 +99,7 @@ def _positive(flag: str, value: float) -> float:
 
 def _say(line: str) -> None:
     # Each line is seen when it is said: a watch's reader is mostly another program, or a pipe.
-    sys.stdout.write(f"{plain(line)}\n")
+    sys.stdout.write(f"{printable(line)}\n")
     sys.stdout.flush()
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
     "eval": ("evaluate", "Score a trained model on a file, with intervals and by any column."),
     "predict": ("evaluate", "Write a trained model's answers beside the rows of a file."),
-    "compare": ("compare", "Answer held-out prompts with the base and with the tuned model."),
+    "compare": ("compare", "Two models on the same rows: paired tests, the rows that changed, texts side by side."),
     "data show": ("data", "Show rows as the model will see them, targets coloured."),
     "data check": ("data", "Find, place and mend what is wrong with the rows: duplicates, leakage, labels, spans, ..."),
     "bench": ("bench", "Take some steps, and say where their time and memory go."),

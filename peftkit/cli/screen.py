@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftkit.errors import ConfigError, PeerError, PeftkitError, StoppedError
+from peftkit.printable import printable
 from peftkit.redact import redact
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def say_problem(problem: PeftkitError) -> None:
 
 
 def _say(title: str, text: str) -> None:
-    text = plain(redact(text))
+    text = printable(redact(text))
     if not sys.stderr.isatty():
         sys.stderr.write(f"{title}{text}\n")
         return
@@ -56,11 +57,6 @@ def _say(title: str, text: str) -> None:
 
     # Not wrapped: a path or a flag that is cut in two can be neither searched nor copied.
     _console(stderr=True).print(Text(title, style="bold red").append(text, style="not bold default"), soft_wrap=True)
-
-
-def plain(text: str) -> str:
-    """Without control characters: a name in a downloaded file must not steer the terminal."""
-    return "".join(sign if sign in "\n\t" or sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _speaks(problem: PeftkitError) -> bool:

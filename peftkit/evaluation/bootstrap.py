@@ -12,11 +12,12 @@ from peftkit.metrics import Metric, Tally
 
 Scorer = Callable[[Any], dict[str, float]]
 """The numbers of the rows that a sample drew."""
+Interval = tuple[float, float]
 
 
 def intervals(
     records: Sequence[dict[str, Any]], metrics: Sequence[Metric], samples: int = 1000, seed: int = 0
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Interval]:
     """For each number of the metrics its 2.5th and 97.5th percentile over `samples` samples of as many rows as there are.
 
     All metrics see the same samples. A sample in which a number is not known (a label that it holds no row of) does not
@@ -54,7 +55,7 @@ def drawn(rows: int, samples: int, seed: int) -> Iterator[Any]:
         yield generator.integers(rows, size=rows)
 
 
-def percentiles(values: Sequence[float]) -> tuple[float, float]:
+def percentiles(values: Sequence[float]) -> Interval:
     """The middle 95 % of the values that are known."""
     known = [value for value in values if not math.isnan(value)]
     if not known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, floa
         teller = Teller(world.first)
         trained = with_columns(open_trained(place, asked.checkpoint, asked.trust), asked.columns)
         quicken(trained.model, trained.task, Speed(unpad="off"))  # rows of like lengths are together anyway
-        metrics = metrics_of(trained, asked)
+        metrics = metrics_of(trained, asked.metrics)
         prepared = prepare_rows(trained, asked)
         scored = scores(trained, prepared, metrics, asked, world)
         ends = ends_of_intervals(scored.records, metrics, scored.task, asked.bootstrap)
@@ -71,9 +71,9 @@ def evaluate(place: Path, asked: Asked, verbose: bool = False) -> dict[str, floa
     return numbers
 
 
-def metrics_of(trained: Trained, asked: Asked) -> list[Metric]:
+def metrics_of(trained: Trained, asked: Iterable[str]) -> list[Metric]:
     """What is computed; ConfigError for what cannot be computed of this task's answers."""
-    metrics = [Metric.model_validate(name) for name in asked.metrics or trained.task.default_metrics()]
+    metrics = [Metric.model_validate(name) for name in list(asked) or trained.task.default_metrics()]
     if problems := list(unfed(metrics, trained.task)):
         raise ConfigError([problem.replace("--eval.metrics", "--metrics", 1) for problem in problems])
     for metric in metrics:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import Progress
@@ -32,6 +32,15 @@ CHUNK = 256
 """Rows between two times that the answers are on the disk."""
 WRITERS = (".jsonl", ".csv", ".tsv")
 PARTIAL = ".partial"
+
+
+class How(Protocol):
+    """What answers to rows that are encoded depend on."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def generate(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ def answered(trained: Trained, table: Table, done: int, asked: Asked, world: Wor
 
 
 def join_reference(
-    untrained: Any, trained: Trained, windows: Sequence[list[Features]], asked: Asked, world: World
+    untrained: Any, trained: Trained, windows: Sequence[list[Features]], asked: How, world: World
 ) -> None:
     """What the task needs of the model as it was before its first step, among the features."""
     flat = [window for own in windows for window in own]
@@ -126,11 +135,11 @@ def join_reference(
 
 
 def judged(
-    trained: Trained, rows: Sequence[Row], windows: Sequence[list[Features]], asked: Asked, world: World
+    trained: Trained, rows: Sequence[Row], windows: Sequence[list[Features]], asked: How, world: World
 ) -> dict[int, Record]:
     """Each usable row's record."""
     flat = [(row, window) for row, own in enumerate(windows) for window in own]
-    generate = trained.generate.model_copy(update=asked.generate)
+    generate = trained.generate.model_copy(update=dict(asked.generate))
     made = records(trained.model, batches(trained, flat, asked.batch), trained.task, world, trained.processor, generate)
     grouped = groupby(made, key=lambda pair: flat[pair[0]][0])
     return {

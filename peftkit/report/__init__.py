@@ -1,0 +1,1 @@
+"""What is shown of models and runs: on the terminal, as a page, as JSON."""
