@@ -121,7 +121,10 @@ def of_other_choices(section: type[Section]) -> dict[str, tuple[Path, list[str]]
 class Speller:
     """Says of an unknown name which one was meant."""
 
-    def __init__(self, section: type[Section], chosen: Chosen, also: Collection[str] = ()) -> None:
+    def __init__(
+        self, section: type[Section], chosen: Chosen, also: Collection[str] = (), command: str = "train"
+    ) -> None:
+        self.command = command
         known = list(flags(section, chosen))
         self.names = [flag.name for flag in known] + list(also)
         self.switches = [f"no-{flag.name}" for flag in known if flag.kind is bool]
@@ -140,7 +143,7 @@ class Speller:
             return f"must be nested in YAML: {': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
         meant = self.meant(name)
         if not meant:
-            return "is no setting (peftkit train --help lists them)"
+            return f"is no setting (peftkit {self.command} --help lists them)"
         text = f"is no setting; the nearest is {' or '.join(shown(one) for one in meant)}"
         return text + (
             f", which belongs to {self.owners(meant[0])}" if meant[0] not in self.names + self.switches else ""

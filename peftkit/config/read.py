@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,11 +16,12 @@ from peftkit.config.run import Run
 from peftkit.config.section import Section
 from peftkit.config.settle import Layer, Setting, Settled, flag_layer, layer
 from peftkit.config.trust import unasked
-from peftkit.config.words import split
+from peftkit.config.words import Said, split
 from peftkit.errors import ConfigError
 from peftkit.redact import redact_all, redact_setting
 from peftkit.registry import did_you_mean
 
+S = TypeVar("S", bound=Section)
 MAY_DIFFER = (
     "batch.micro",
     "batch.tokens",
@@ -76,10 +77,20 @@ def load(file: Path) -> Run:
     tree, problems = yaml.load(file)
     settled = Settled(Run, [layer(tree, str(file))])
     problems += settled.problems + list(_unknown(settled))
-    run, wrong = _build(settled)
+    run, wrong = _build(settled, Run)
     if run is None or problems or wrong:
         raise ConfigError(problems + wrong)
     return run
+
+
+def read_section(section: type[S], flags: Sequence[tuple[str, Said]], command: str) -> S:
+    """A section by itself, as flags of a `command` that is no training have it; every mistake is named, as `read` does."""
+    settled = Settled(section, [flag_layer(flags)])
+    problems = settled.problems + list(_unknown(settled, section, command))
+    found, wrong = _build(settled, section)
+    if problems or wrong or found is None:
+        raise ConfigError(list(dict.fromkeys(problems + wrong)))
+    return found
 
 
 def decisive(run: Run) -> dict[str, Any]:
@@ -99,7 +110,7 @@ def _read(words: Sequence[str], base: dict[str, Any] | None) -> tuple[Run | None
         problems += begun[2]
     settled = Settled(Run, _one_end(layers))
     problems += settled.problems + list(_unknown(settled))
-    run, wrong = _build(settled)
+    run, wrong = _build(settled, Run)
     problems += wrong
     if run:
         clashes = [*run.problems(), *(_changed(run, begun[0]) if begun and not problems else ())]
@@ -213,23 +224,23 @@ def _show(value: Any) -> str:
     return getattr(value, "name", None) or ("null" if value is None else str(value))
 
 
-def _unknown(settled: Settled) -> Iterator[str]:
+def _unknown(settled: Settled, root: type[Section] = Run, command: str = "train") -> Iterator[str]:
     if not settled.unknown:
         return
-    speller = Speller(Run, settled.chosen, COMMAND_WORDS)
+    speller = Speller(root, settled.chosen, COMMAND_WORDS, command)
     for setting in settled.unknown:
         settled.unclear.update(name.removeprefix("no-") for name in speller.meant(setting.name))
         yield f"{setting} {speller.explain(setting.name, setting.shown)}"
 
 
-def _build(settled: Settled) -> tuple[Run | None, list[str]]:
-    """The run, and what is wrong; settings with a wrong value are left out of it so that clashes can still be told."""
+def _build(settled: Settled, root: type[S]) -> tuple[S | None, list[str]]:
+    """The section, and what is wrong; settings with a wrong value are left out of it so that clashes can still be told."""
     problems: list[str] = []
     for _ in range(3):
         try:
-            return Run.model_validate(settled.tree), problems
+            return root.model_validate(settled.tree), problems
         except ValidationError as wrong:
-            found = {_origin(settled, error): error for error in _most_telling_last(wrong)}
+            found = {_origin(settled, root, error): error for error in _most_telling_last(wrong)}
             problems += [_explain(settled, path, error) for path, error in found.items()]
             for path in found:
                 _leave_out(settled.tree, path)
@@ -242,13 +253,13 @@ def _most_telling_last(wrong: ValidationError) -> list[Any]:
     return sorted(wrong.errors(include_url=False), key=lambda error: error["type"] in ("value_error", "unknown_choice"))
 
 
-def _origin(settled: Settled, error: Any) -> tuple[str, ...]:
+def _origin(settled: Settled, root: type[Section], error: Any) -> tuple[str, ...]:
     """The path of the setting that the error is about."""
     path = tuple(str(part) for part in error["loc"])
     for end in range(len(path), 0, -1):
         if path[:end] in settled.origins:
             return path[:end]
-    known = {flag.path for flag in flags(Run, settled.chosen)}
+    known = {flag.path for flag in flags(root, settled.chosen)}
     return next((path[:end] for end in range(len(path), 0, -1) if path[:end] in known), path[:1])
 
 

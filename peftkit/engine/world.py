@@ -67,6 +67,29 @@ class World:
         beat()
 
 
+@dataclass(frozen=True)
+class Alone(World):
+    """A process that asks no other, whatever group it is in: what the first one computes by itself."""
+
+    place: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+    def sum(self, *values: float) -> list[float]:
+        return list(values)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def wait(self) -> None:
+        """Nobody is waited for."""
+
+
 LOST = (
     "connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "socket closed",
     "pair closure", "remote process exited", "waiting for recv", "waiting for send", "network error", "wait timeout", "timed out",

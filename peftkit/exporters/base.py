@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from peftkit.config.section import Choice
+from peftkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,11 +79,22 @@ class Exporter(Choice, kind="exporter", default="merged"):
     """Whether only strategies that make an adapter can be exported this way."""
     keeps_model: ClassVar[bool] = True
     """Whether the model is the same after `write`."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """The modules that it needs besides peftkit's own, and `extra` is what of peftkit's installs them."""
+    extra: ClassVar[str] = ""
 
     @property
     def tolerance(self) -> float | None:
         """What its logits may differ by, in parts of their size; None: by what rounding to the stored format costs."""
         return None
+
+    def ready(self) -> None:
+        """ConfigError if a package that it needs is not installed. Asked before anything heavy."""
+        lacking = [name for name in self.packages if find_spec(name) is None]
+        if lacking:
+            raise ConfigError(
+                f"--to {self.name} needs {' and '.join(lacking)}, which is not installed: pip install 'peftkit[{self.extra}]'"
+            )
 
     def refuses(self, task: Task, config: Any, strategy: Strategy) -> str:
         """Why it does not serve this task, this architecture (a transformers configuration) or this strategy, in a phrase that

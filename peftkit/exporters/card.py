@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Card:
     revision: str | None = None
     licence: str | None = None
     """Only what is known; left out otherwise."""
+    missed: Sequence[str] = ()
+    """What it differs by from the trained model, more than is allowed, if it was kept all the same."""
 
 
 def model_card(card: Card) -> str:
@@ -40,6 +42,7 @@ def model_card(card: Card) -> str:
         "---\n" + yaml.safe_dump(_head(card), sort_keys=False) + "---",
         f"# {_cell(card.name)}",
         f"{_code(card.base)}, fine-tuned for `{task}` with `{strategy}`.",
+        *([WARNING + "".join(f"\n> - {_cell(one)}" for one in card.missed)] if card.missed else []),
         "## Use\n\n```python\n" + card.example + "\n```",
         "## Training\n\n" + _table("Setting", "Value", _settings(card)),
         "## Data\n\n" + _table("Setting", "Value", _flat("data", card.data)),
@@ -64,9 +67,13 @@ def licence_of(base: Path) -> str | None:
 
 SPECIAL = re.compile(r"[\\`|]")
 """What Markdown would read otherwise."""
+WARNING = (
+    "> [!WARNING]\n> **This export is not the model that was trained.** It was kept with `--force` although it misses the limits"
+    " of its check:\n>"
+)
 CHECK = (
     "`certificate.json` says how far this export differs from the model that was trained: it was loaded in a fresh process"
-    " and compared on held-out rows. It also holds the sha256 of every file of weights."
+    " and compared on held-out rows. It also holds the sha256 of every file: `peftkit verify FOLDER` checks both anywhere."
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,39 +12,34 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from peftkit.atomic import put_in_place, recover
+from peftkit.config.export import Bounds
+from peftkit.config.read import decisive
 from peftkit.config.read import load as load_run
 from peftkit.config.run import Run
 from peftkit.config.trust import unasked
-from peftkit.data.batches import evaluation_batches
+from peftkit.data.prepare import Prepared
 from peftkit.engine.checkpoint import read_progress, read_result
 from peftkit.engine.ds_config import read_config
 from peftkit.engine.open import DTYPES, choose_precision
 from peftkit.engine.statistics import statistics
 from peftkit.errors import CheckpointError, ConfigError, ExportError
-from peftkit.evaluation.certificate import Certificate, versions, weight_files
-from peftkit.evaluation.verify import (
-    Answer,
-    Question,
-    answer,
-    ask_fresh_process,
-    compare,
-    limits,
-    plain_model,
-    problems,
-    question,
-    stored_format,
-)
+from peftkit.evaluation.certificate import Certificate, files_of, versions
+from peftkit.evaluation.verify import plain_model
 from peftkit.exporters import Exporter
 from peftkit.exporters.base import Reading
 from peftkit.exporters.card import Card, licence_of, model_card
 from peftkit.exporters.manual import READ_AS, Manual
+from peftkit.flows.certify import Checks, certify, interview, show
+from peftkit.flows.held import held_out, held_rows
 from peftkit.flows.job import check_base, prepare_data
+from peftkit.flows.place import place_of
 from peftkit.flows.room import told_when_no_room
-from peftkit.models.load import Base, load
+from peftkit.models.configure import configure
+from peftkit.models.find import find
+from peftkit.models.load import Base, base_files, load
 from peftkit.models.whole import whole_weights
 from peftkit.redact import redact
 from peftkit.run_folder import RunFolder
@@ -52,9 +48,6 @@ from peftkit.strategies.qlora import unquantised_layers
 from peftkit.tasks.base import Batch
 from peftkit.tracking.quiet import chatter_to, is_active, terminal
 
-ROWS = 16
-"""Held-out rows that the export is compared on."""
-
 
 def export(
     run_folder: Path,
@@ -62,37 +55,48 @@ def export(
     checkpoint: str | None = None,
     verbose: bool = False,
     trust: bool = False,
+    name: str | None = None,
+    out: Path | None = None,
+    bounds: Bounds = Bounds(),  # noqa: B008  # frozen
+    force: bool = False,
 ) -> Path:
-    """Export a run to RUN/export/<name>/, and return that folder.
+    """Export a run to RUN/export/<exporter>/, and return that folder.
 
     `checkpoint` is "last", "best", "average" (of the last ones), or a step such as "100"; left out, what the run's
-    `checkpoint.final` says.
+    `checkpoint.final` says. `name` is another name under RUN/export, `out` a folder anywhere.
     `trust` allows Python code that comes with the base: the run's folder, whoever it is from, cannot allow it itself.
-    Raises ExportError, and leaves nothing, if the export is not what was trained.
+    `bounds` are limits in the place of those that follow from the exporter.
+    Raises ExportError, and leaves nothing, if the export is not what was trained; with `force` it is kept and marked.
     """
     folder = RunFolder(run_folder)
     folder.check_links()
     run = read_run(folder.config, trust)
     exporter = read_exporter(to)
+    exporter.ready()
     check_fits(exporter, run.strategy)
     taken = find_checkpoints(folder, checkpoint or run.checkpoint.final, run.checkpoint.average)
     trained_in = taken[-1]
+    place = place_of(folder, exporter, name, out)
     # Inside a training's own `chatter_to` there is nothing left to divert.
     with (
         chatter_to(folder.logs / "export.log", verbose or is_active()),
         told_when_no_room(folder.path),
         whole_weights(),
     ):
-        run, base, batches = open_run(run, read_progress(trained_in).tuned)
+        check_serves(exporter, run)
+        run, base, prepared = load_run_base(run, read_progress(trained_in).tuned)
+        held = held_rows(run, base, prepared)
+        batches = held_out(run, base, prepared)
         model = run.strategy.adapt(base.model, base.fresh)
         put_trained(model, read_result(taken, averaged=run.regularize.ema is not None))
         certificate = export_trained(
-            exporter, model, base.processor, run, batches, folder.export(exporter.name),
+            exporter, model, base.processor, run, batches, place,
             source=base.source, fingerprint=check_base(trained_in, base),
             step=int(trained_in.name.rpartition("-")[2]), metrics=scored_metrics(folder, taken, run.checkpoint.final == "average"),
+            checks=Checks(bounds, force, held),
         )  # fmt: skip
-        show(certificate, folder.export(exporter.name))
-    return folder.export(exporter.name)
+        show(certificate, place)
+    return place
 
 
 def export_trained(
@@ -107,6 +111,7 @@ def export_trained(
     fingerprint: str | None = None,
     step: int | None = None,
     metrics: Mapping[str, float] | None = None,
+    checks: Checks = Checks(),  # noqa: B008  # frozen
 ) -> Certificate:
     """Write the adapted `model` to `folder`, compare it there with `model`, and certify it.
 
@@ -120,57 +125,31 @@ def export_trained(
     if not batches:
         raise ExportError("no rows to compare the export on; give --data.validation")
     reading = reading_of(model, run, source)
-    asked = question(model, run.task, batches)
-    expected = answer(model, asked)
-    device = next(model.parameters()).device.type
+    before = interview(model, run.task, batches, checks.held)
+    known = {
+        "run": hashlib.sha256(json.dumps(decisive(run), sort_keys=True).encode()).hexdigest(),
+        "base": reading.base,
+        "revision": run.model.revision,
+        "fingerprint": fingerprint,
+        "base_files": base_files(run.model, source, run.data.cache),
+        "step": step,
+    }
     recover(folder)
     partial = emptied(folder.with_name(f"{folder.name}.partial"))
     try:
         processor.save_pretrained(partial)  # first: a format of its own takes the vocabulary from there
-        exporter.write(model, run.strategy, partial, reading, asked.inputs[0])
-        card = card_of(exporter, run, folder, reading, metrics or {})
-        (partial / "README.md").write_text(redact(model_card(card)), encoding="utf-8")
-        known = {"base": reading.base, "revision": run.model.revision, "fingerprint": fingerprint, "step": step}
-        certificate = certify(exporter, partial, reading, asked, expected, device, known)
-        certificate.write(partial)
+        exporter.write(model, run.strategy, partial, reading, before.asked.inputs[0])
         read_as = run.data.model_dump(mode="json", include=set(READ_AS))
         Manual(exporter, reading, run.task, read_as, run.generate.model_dump(mode="json")).write(partial)
+        certificate = certify(exporter, partial, reading, before, checks, known)
+        card = card_of(exporter, run, folder, reading, metrics or {}, certificate.missed)
+        (partial / "README.md").write_text(redact(model_card(card)), encoding="utf-8")
+        certificate = certificate.model_copy(update={"files": files_of(partial)}).write(partial)
         put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return certificate
-
-
-def certify(
-    exporter: Exporter,
-    folder: Path,
-    reading: Reading,
-    asked: Question,
-    expected: Answer,
-    device: str,
-    known: Mapping[str, Any],
-) -> Certificate:
-    """Open the export in a fresh process and compare. Raises ExportError with the figures if it misses a limit."""
-    given = ask_fresh_process(exporter, folder, reading, asked, device)
-    stored = stored_format(folder)
-    allowed = limits(stored, bool(asked.prompts))
-    figures = compare(expected, given, allowed)
-    missed = problems(figures, allowed)
-    if missed:
-        raise ExportError(f"the {exporter.name} export is not what was trained, and was removed: {'; '.join(missed)}")
-    return Certificate(
-        exporter=exporter.name,
-        rows=sum(len(next(value for value in inputs.values() if isinstance(value, Tensor))) for inputs in asked.inputs),
-        positions=len(expected.logits),
-        prompts=len(asked.prompts),
-        stored=str(stored).removeprefix("torch."),
-        figures=figures,
-        limits=allowed,
-        files=weight_files(folder),
-        versions=versions(),
-        **known,
-    )
 
 
 def reading_of(model: nn.Module, run: Run, source: str) -> Reading:
@@ -190,7 +169,14 @@ def reading_of(model: nn.Module, run: Run, source: str) -> Reading:
     )
 
 
-def card_of(exporter: Exporter, run: Run, folder: Path, reading: Reading, metrics: Mapping[str, float]) -> Card:
+def card_of(
+    exporter: Exporter,
+    run: Run,
+    folder: Path,
+    reading: Reading,
+    metrics: Mapping[str, float],
+    missed: Sequence[str] = (),
+) -> Card:
     settings = run.model_dump(mode="json", exclude={"model", "task", "strategy", "data", "out", "resume", "verbose"})
     return Card(
         name=f"{Path(reading.base).name}-{run.task.name}-{run.strategy.name}",
@@ -205,6 +191,7 @@ def card_of(exporter: Exporter, run: Run, folder: Path, reading: Reading, metric
         versions=versions(),
         licence=licence_of(Path(reading.base)),
         example=exporter.example(folder.name, reading),
+        missed=missed,
     )
 
 
@@ -270,14 +257,23 @@ def find_checkpoint(folder: RunFolder, wanted: str) -> Path:
     return folder.checkpoint(int(number))
 
 
+def check_serves(exporter: Exporter, run: Run) -> None:
+    """ConfigError if the exporter does not serve the run's task, the base's architecture or the strategy."""
+    config = configure(run.model, run.task, find(run.model, run.data.cache))
+    if why := exporter.refuses(run.task, config, run.strategy):
+        raise ConfigError(f"--to {exporter.name}: {why}")
+
+
 def open_run(run: Run, tuned: Mapping[str, Any]) -> tuple[Run, Base, list[Batch]]:
     """The run with what its task learnt from the rows (its labels, its thresholds), the base, and held-out rows."""
+    run, base, prepared = load_run_base(run, tuned)
+    return run, base, held_out(run, base, prepared)
+
+
+def load_run_base(run: Run, tuned: Mapping[str, Any]) -> tuple[Run, Base, Prepared]:
     _, prepared = prepare_data(run)
     run = run.model_copy(update={"task": prepared.task.model_copy(update=dict(tuned))})
-    base = load(run.model, run.task, run.strategy, dtype_of(run), run.seed, run.data.cache)
-    store = prepared.validation or prepared.test or prepared.train
-    found = evaluation_batches(store, run.task, base.processor, 2, 1, 0, ROWS)
-    return run, base, [batch for _, batch in found]
+    return run, load(run.model, run.task, run.strategy, dtype_of(run), run.seed, run.data.cache), prepared
 
 
 def dtype_of(run: Run) -> torch.dtype:
@@ -323,28 +319,3 @@ def scored_metrics(folder: RunFolder, taken: Sequence[Path], tests_average: bool
         for name, value in row.items()
         if isinstance(value, (int, float)) and name != "step" and "/" not in name
     }
-
-
-def show(certificate: Certificate, folder: Path) -> None:
-    """A short table on the terminal."""
-    Console(file=terminal(), highlight=False).print(summary(certificate, folder))
-
-
-def summary(certificate: Certificate, folder: Path) -> Table:
-    figures, allowed = certificate.figures, certificate.limits
-    table = Table("compared with the trained model", "found", "allowed", title=str(folder), title_justify="left")
-    table.add_row("logits: mean error / their size", f"{figures.relative_error:.2g}", f"{allowed.relative_error:.2g}")
-    table.add_row("logits: KL divergence, nats", f"{figures.kl:.2g}", f"{allowed.kl:.2g}")
-    table.add_row(
-        "logits: largest difference",
-        f"{figures.max_difference:.2g}",
-        f"{allowed.max_difference * figures.scale:.2g}",
-    )
-    table.add_row("same likeliest class", f"{figures.top1:.1%}", "where it is clear: all")
-    if figures.same_text is not None:
-        least = f"at least {allowed.same_text:.0%}" if allowed.same_text is not None else "any"
-        table.add_row("same greedy text", f"{figures.same_text:.0%} of {certificate.prompts}", least)
-    counts = {"position": certificate.positions, "held-out row": certificate.rows, "file": len(certificate.files)}
-    positions, rows, files = (f"{count:,} {what}{'s' * (count != 1)}" for what, count in counts.items())
-    table.caption = f"{positions} of {rows}; {files} in {certificate.stored}"
-    return table

@@ -34,7 +34,17 @@ from peftkit.models.whole import whole_weights
 from peftkit.strategies import Strategy
 from peftkit.tasks import Task
 
-__all__ = ["Base", "context_limit", "find", "fingerprint", "fresh_in", "load", "load_processor", "skeleton"]
+__all__ = [
+    "Base",
+    "base_files",
+    "context_limit",
+    "find",
+    "fingerprint",
+    "fresh_in",
+    "load",
+    "load_processor",
+    "skeleton",
+]
 
 
 @dataclass(frozen=True)
@@ -119,13 +129,25 @@ def _stored(source: str) -> dict[str, tuple[int, ...]]:
 
 def fingerprint(settings: Model, source: str, cache: Path | None = None) -> str:
     """sha256 over the names and digests of the base's weight files, so that a checkpoint knows the base it belongs to."""
-    folder = Path(source)
-    if not folder.is_dir():
-        words = {name: value for name, value in hub_words(settings, source).items() if name != "trust_remote_code"}
-        folder = Path(str(cached_file(source, "config.json", **words))).parent
     root = cache_root(cache)
-    lines = [f"{file.name}:{digest(file, root)}" for file in weight_files(folder)]
+    lines = [f"{file.name}:{digest(file, root)}" for file in weight_files(folder_of(settings, source))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def base_files(settings: Model, source: str, cache: Path | None = None) -> dict[str, str]:
+    """sha256 of the base's weight files and of its configuration, by name: what anyone can check with sha256sum."""
+    folder, root = folder_of(settings, source), cache_root(cache)
+    files = [*weight_files(folder), *filter(Path.is_file, [folder / "config.json"])]
+    return {file.name: digest(file, root) for file in sorted(files)}
+
+
+def folder_of(settings: Model, source: str) -> Path:
+    """Where the base's files lie on this machine."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    words = {name: value for name, value in hub_words(settings, source).items() if name != "trust_remote_code"}
+    return Path(str(cached_file(source, "config.json", **words))).parent
 
 
 def _read(

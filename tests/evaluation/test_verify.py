@@ -13,17 +13,14 @@ from torch.testing import assert_close
 
 from peftkit.config.run import Run
 from peftkit.errors import ExportError
-from peftkit.evaluation.certificate import Certificate, Figures, Limits, weight_files
+from peftkit.evaluation.certificate import Figures
+from peftkit.evaluation.figures import compare, limits, problems, stored_format
 from peftkit.evaluation.verify import (
     Answer,
     answer,
-    compare,
     in_fp32,
-    limits,
-    problems,
     prompts,
     question,
-    stored_format,
     target_mask,
     thinned,
     widened,
@@ -250,23 +247,3 @@ def test_logits_over_positions_of_texts_of_different_lengths_are_compared_where_
     assert compare(same, same, limits(torch.float32, False)).kl == 0.0
     other = Answer(torch.cat(widened([long, short + torch.tensor([0.0, 0.0, 0.0, 1.0])])))
     assert problems(compare(same, other, limits(torch.float32, False)), limits(torch.float32, False))
-
-
-# The certificate
-
-
-def certificate(folder: Path) -> Certificate:
-    figures = compare(*answers(0.0), limits(torch.float32, False))
-    return Certificate(
-        exporter="merged", base="a/base", rows=4, positions=200, prompts=0, stored="float32",
-        figures=figures, limits=Limits.model_validate(limits(torch.float32, False)), files=weight_files(folder), versions={},
-    )  # fmt: skip
-
-
-def test_a_certificate_speaks_of_the_weights_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    certificate(tmp_path).write(tmp_path)
-    assert Certificate.read(tmp_path) == certificate(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"changed")
-    with pytest.raises(ExportError, match=r"model\.safetensors changed"):
-        Certificate.read(tmp_path)
