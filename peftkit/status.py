@@ -37,6 +37,8 @@ class Status:
     processes: int = 1
     reason: str = ""
     """Why it stopped or failed, in a sentence."""
+    device: str = ""
+    """What each process computes on: `NVIDIA H100 80GB HBM3`, `CPU`."""
     job: str = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID", ""))
     host: str = field(default_factory=socket.gethostname)
     started: float = field(default_factory=time.time)

@@ -51,6 +51,7 @@ BEHIND = {
     "sklearn": ("metrics", "data.split"),
     "scipy": ("metrics", "tasks.sounds", "evaluation.paired"),
     "jinja2": ("report.page",),
+    "huggingface_hub": ("exporters.metadata", "flows.card", "flows.push", "models.find"),
     "soundfile": ("tasks.sounds",),
     "PIL": ("tasks.pictures",),
     "seqeval": ("metrics.entity_f1",),

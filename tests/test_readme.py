@@ -63,6 +63,7 @@ def test_its_flags_are_settings() -> None:
         "--trace",
     }  # of data check, eval, bench
     known |= {"--data", "--html", "--fail-if-worse"}  # of compare
+    known |= {"--enable-lora", "--max-lora-rank", "--lora-modules", "--model-id"}  # of vLLM and TGI
     known |= {"--optm.lr"}  # misspelt, to show what happens
     assert not set(re.findall(r"--[a-z][\w.-]*", README.read_text())) - known
 

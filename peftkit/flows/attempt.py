@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import torch
+
 from peftkit.engine.watch import Verdict
 from peftkit.engine.world import World, lost_a_peer
 from peftkit.errors import PeerError, PeftkitError, StoppedError
@@ -171,12 +173,17 @@ def start_attempt(folder: RunFolder, world: World) -> Attempt:
     """The run's next start, the same number on every process."""
     number = world.share(next_number(folder) if world.first else None)
     given = "PEFTKIT_ATTEMPT" in os.environ
-    attempt = Attempt(folder, world, Status("starting", attempt=number, processes=world.processes))
+    attempt = Attempt(folder, world, Status("starting", number, processes=world.processes, device=device_name()))
     attempt.tell("starting")
     if world.first and not given:
         # A job's script takes the stop file away by itself: there a wish may come while the training starts.
         folder.stop.unlink(missing_ok=True)
     return attempt
+
+
+def device_name() -> str:
+    """What this process computes on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def next_number(folder: RunFolder) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +27,15 @@ from peftkit.engine.ds_config import read_config
 from peftkit.engine.open import DTYPES, choose_precision
 from peftkit.engine.statistics import statistics
 from peftkit.errors import CheckpointError, ConfigError, ExportError
-from peftkit.evaluation.certificate import Certificate, files_of, versions
+from peftkit.evaluation.certificate import Certificate, files_of
 from peftkit.evaluation.verify import plain_model
 from peftkit.exporters import Exporter
 from peftkit.exporters.base import Reading
-from peftkit.exporters.card import Card, licence_of, model_card
+from peftkit.exporters.history import History, read_history
 from peftkit.exporters.manual import READ_AS, Manual
+from peftkit.exporters.older import tell_older_readers
+from peftkit.exporters.servers import serving_notes
+from peftkit.flows.card import write_card
 from peftkit.flows.certify import Checks, certify, interview, show
 from peftkit.flows.held import held_out, held_rows
 from peftkit.flows.job import check_base, prepare_data
@@ -41,7 +45,6 @@ from peftkit.models.configure import configure
 from peftkit.models.find import find
 from peftkit.models.load import Base, base_files, load
 from peftkit.models.whole import whole_weights
-from peftkit.redact import redact
 from peftkit.run_folder import RunFolder
 from peftkit.strategies import Strategy
 from peftkit.strategies.qlora import unquantised_layers
@@ -93,9 +96,12 @@ def export(
             exporter, model, base.processor, run, batches, place,
             source=base.source, fingerprint=check_base(trained_in, base),
             step=int(trained_in.name.rpartition("-")[2]), metrics=scored_metrics(folder, taken, run.checkpoint.final == "average"),
-            checks=Checks(bounds, force, held),
+            history=read_history(folder), checks=Checks(bounds, force, held),
         )  # fmt: skip
         show(certificate, place)
+        for line in serving_notes(place, exporter.name, run.task.model_class().__name__):
+            told = line.replace("FOLDER", str(place))
+            Console(file=terminal(), highlight=False).print(told, markup=False, soft_wrap=True)
     return place
 
 
@@ -111,6 +117,7 @@ def export_trained(
     fingerprint: str | None = None,
     step: int | None = None,
     metrics: Mapping[str, float] | None = None,
+    history: History = History(),  # noqa: B008  # frozen
     checks: Checks = Checks(),  # noqa: B008  # frozen
 ) -> Certificate:
     """Write the adapted `model` to `folder`, compare it there with `model`, and certify it.
@@ -139,11 +146,11 @@ def export_trained(
     try:
         processor.save_pretrained(partial)  # first: a format of its own takes the vocabulary from there
         exporter.write(model, run.strategy, partial, reading, before.asked.inputs[0])
+        tell_older_readers(partial)
         read_as = run.data.model_dump(mode="json", include=set(READ_AS))
         Manual(exporter, reading, run.task, read_as, run.generate.model_dump(mode="json")).write(partial)
         certificate = certify(exporter, partial, reading, before, checks, known)
-        card = card_of(exporter, run, folder, reading, metrics or {}, certificate.missed)
-        (partial / "README.md").write_text(redact(model_card(card)), encoding="utf-8")
+        write_card(partial, exporter, run, folder, reading, metrics or {}, history, certificate)
         certificate = certificate.model_copy(update={"files": files_of(partial)}).write(partial)
         put_in_place(partial, folder)
     except BaseException:
@@ -166,32 +173,6 @@ def reading_of(model: nn.Module, run: Run, source: str) -> Reading:
         labels=dict(plain.config.id2label) if "num_labels" in run.task.model_options() else {},
         padding=getattr(plain.config.get_text_config(), "pad_token_id", None),
         vocabulary=len(plain.get_input_embeddings().weight) if run.model.add_tokens else None,
-    )
-
-
-def card_of(
-    exporter: Exporter,
-    run: Run,
-    folder: Path,
-    reading: Reading,
-    metrics: Mapping[str, float],
-    missed: Sequence[str] = (),
-) -> Card:
-    settings = run.model_dump(mode="json", exclude={"model", "task", "strategy", "data", "out", "resume", "verbose"})
-    return Card(
-        name=f"{Path(reading.base).name}-{run.task.name}-{run.strategy.name}",
-        base=reading.base,
-        revision=reading.revision,
-        kind=exporter.name,
-        task=run.task.model_dump(mode="json"),
-        strategy=run.strategy.model_dump(mode="json"),
-        settings=settings,
-        data=run.data.model_dump(mode="json", exclude={"cache"}),
-        metrics=metrics,
-        versions=versions(),
-        licence=licence_of(Path(reading.base)),
-        example=exporter.example(folder.name, reading),
-        missed=missed,
     )
 
 
@@ -302,7 +283,8 @@ def put_trained(model: nn.Module, trained: Mapping[str, Tensor]) -> None:
 
 
 def scored_metrics(folder: RunFolder, taken: Sequence[Path], tests_average: bool) -> dict[str, float]:
-    """What the weights of these checkpoints scored, without the numbers of single labels, languages, ... (`f1/good`).
+    """What the weights of these checkpoints scored, with the ends of intervals (`test f1/low`); without the numbers of single
+    labels, languages, ... (`f1/good`).
 
     Validations score the weights of their step, and the test what the run exports: the mean of checkpoints, if it
     `tests_average`.
@@ -317,5 +299,5 @@ def scored_metrics(folder: RunFolder, taken: Sequence[Path], tests_average: bool
         for split, row in last.items()
         if is_mean == (tests_average and split == "test")
         for name, value in row.items()
-        if isinstance(value, (int, float)) and name != "step" and "/" not in name
+        if isinstance(value, (int, float)) and name != "step" and "/" not in re.sub("/(low|high)$", "", name)
     }

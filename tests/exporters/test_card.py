@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from peftkit.exporters.card import Card, licence_of, model_card
+from peftkit.exporters.card import Card, licence_of, limits, model_card
+from peftkit.exporters.history import History
 
 
 def card(**changes: Any) -> Card:
@@ -34,6 +35,7 @@ def test_its_head_is_what_hubs_read() -> None:
         "base_model": "org/base",
         "base_model_relation": "finetune",
         "library_name": "transformers",
+        "pipeline_tag": "text-generation",
         "tags": ["peftkit", "lora", "chat"],
     }
     assert head(model_card(card(kind="adapter")))["library_name"] == "peft"
@@ -46,7 +48,13 @@ def test_a_licence_is_named_only_if_known() -> None:
 
 def test_the_licence_is_the_bases_own(tmp_path: Path) -> None:
     assert licence_of(tmp_path) is None
-    for text, expected in (("no head", None), ("---\nlicense: mit\n---\n# Base", "mit"), ("---\n[\n---\n", None)):
+    texts = {
+        "no head": None,
+        "---\nlicense: mit\n---\n# Base": "mit",
+        "---\n[\n---\n": None,
+        "---\nlicense: |\n  mit\n  more: x\n---\n": None,
+    }
+    for text, expected in texts.items():
         (tmp_path / "README.md").write_text(text)
         assert licence_of(tmp_path) == expected
 
@@ -64,6 +72,47 @@ def test_it_tells_settings_data_metrics_and_versions() -> None:
     ):
         assert row in text
     assert "```python\nmodel = open()\n```" in text
+
+
+def test_numbers_have_their_intervals_and_the_data_its_rows() -> None:
+    splits = {
+        "train": [{"name": "a|b.jsonl", "digest": "0f.jsonl", "rows": 9, "held_out": {"validation": [2]}}],
+        "given": {},
+    }
+    metrics = {
+        "validation f1": 0.5,
+        "validation f1/low": 0.25,
+        "validation f1/high": 0.75,
+        "validation f1/macro/low": 0.1,
+    }
+    text = model_card(
+        card(metrics=metrics, history=History(splits, "5a"), curves=True, figures={"KL": "0"}, serving=["x"])
+    )
+    for words in (
+        "| validation f1 | 0.5 (95 % interval 0.25 to 0.75) |",
+        "| train: a\\|b.jsonl | 9 rows, 1 held out for validation, sha256 0f |",
+        "| splits.json (which rows, by number) | sha256 5a |",
+        "![losses over steps](curves.svg)",
+        "- The validation numbers are of 1 row like those that it learnt.",
+        "- No rows were kept for a test",
+        "- The licence of the base is not known here",
+        "| KL | 0 |",
+        "## Serve\n\n- x\n",
+    ):
+        assert words in text, words
+    assert "macro" not in text
+    assert "How sure the numbers are" not in text
+
+
+def test_limits_say_what_was_not_done() -> None:
+    told = limits(card())
+    assert told[0] == "Nothing of it was scored on rows that it did not learn."
+    known = limits(
+        card(metrics={"test loss": 1.0, "anchor loss": 2.0}, licence="mit", task={"name": "x", "language": "de"})
+    )
+    assert not [
+        line for line in known if "languages" in line or "licence" in line or "before" in line or "No rows" in line
+    ]
 
 
 def test_what_is_left_open_is_left_out() -> None:

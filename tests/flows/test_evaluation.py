@@ -138,6 +138,11 @@ def test_the_test_and_the_card_are_of_the_weights_that_are_exported(stopped: dic
     again = evaluate(out, Asked(stopped["data"]["test"]))
     assert test["loss"] == pytest.approx(again["loss"], rel=1e-6)
     card = (export(out, to="merged") / "README.md").read_text()
-    assert f"| validation loss | {best['loss']:.6g} |" in card and f"| test loss | {test['loss']:.6g} |" in card
+    assert f"| validation loss | {best['loss']:.6g} |" in card  # intervals are of the last validation alone
+    assert f"| test loss | {test['loss']:.6g} (95 % interval {test['loss/low']:.4g} to" in card
     card = (export(out, to="merged", checkpoint="last") / "README.md").read_text()
-    assert f"| validation loss | {evaluations(out, 'validation')[-1]['loss']:.6g} |" in card and "test loss" not in card
+    last = evaluations(out, "validation")[-1]
+    assert (
+        f"| validation loss | {last['loss']:.6g} (95 % interval {last['loss/low']:.4g} to" in card
+        and "test loss" not in card
+    )
