@@ -19,7 +19,7 @@ FLOORS = {
     "models.inspect": 2, "status": 2,
     "strategies": 3, "tasks": 3, "metrics": 3, "exporters": 3, "engine.optim": 3, "engine.schedule": 3, "engine.ds_config": 3,
     "config": 4,
-    "exporters.runtime": 5,
+    "exporters.runtime": 5, "exporters.graphs": 5, "exporters.tracing": 5,
     "data": 5, "models": 5, "engine": 5, "kernels": 5, "evaluation": 5, "tracking": 5, "slurm": 5, "report": 5,
     "flows": 6,
     "cli": 7, "__main__": 8, "__init__": 8,
@@ -60,6 +60,8 @@ BEHIND = {
     "jiwer": ("metrics.error_rate",),
     "evaluate": ("metrics.evaluate",),
     "gguf": ("models",),
+    "onnxruntime": ("exporters.graphs",),
+    "openvino": ("exporters.graphs",),
     "datasketch": ("data.doctor",),
     "py3langid": ("data.doctor",),
 }

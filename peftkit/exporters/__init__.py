@@ -3,5 +3,8 @@
 from peftkit.exporters.adapter import Adapter
 from peftkit.exporters.base import Exporter
 from peftkit.exporters.merged import Merged
+from peftkit.exporters.onnx import Onnx
+from peftkit.exporters.openvino import OpenVino
+from peftkit.exporters.torch_export import Torch
 
-__all__ = ["Adapter", "Exporter", "Merged"]
+__all__ = ["Adapter", "Exporter", "Merged", "Onnx", "OpenVino", "Torch"]

@@ -82,6 +82,8 @@ class Exporter(Choice, kind="exporter", default="merged"):
     packages: ClassVar[tuple[str, ...]] = ()
     """The modules that it needs besides peftkit's own, and `extra` is what of peftkit's installs them."""
     extra: ClassVar[str] = ""
+    runs_code: ClassVar[bool] = False
+    """Whether opening what it wrote can run code that lies in it; then whoever opens it must allow that."""
 
     @property
     def tolerance(self) -> float | None:
