@@ -20,6 +20,7 @@ FLOORS = {
     "strategies": 3, "tasks": 3, "metrics": 3, "exporters": 3, "engine.optim": 3, "engine.schedule": 3, "engine.ds_config": 3,
     "config": 4,
     "exporters.runtime": 5, "exporters.graphs": 5, "exporters.tracing": 5,
+    "exporters.streamed": 5, "merging": 5,
     "data": 5, "models": 5, "engine": 5, "kernels": 5, "evaluation": 5, "tracking": 5, "slurm": 5, "report": 5,
     "flows": 6,
     "cli": 7, "__main__": 8, "__init__": 8,
@@ -32,7 +33,8 @@ Inside a function a room's lower files may call its upper ones: `engine.optim` (
 BESIDE = {
     ("tasks", "metrics"),
     *(("evaluation", room) for room in ("data", "engine", "models")),
-    *(("exporters", room) for room in ("strategies", "tasks")),
+    *(("exporters", room) for room in ("strategies", "tasks", "merging")),
+    ("merging", "models"),
     *(("report", room) for room in ("evaluation", "tracking")),
 }
 """Rooms of one floor of which the first may look into the second, never the other way round."""
@@ -42,7 +44,7 @@ LIGHT = {*sys.stdlib_module_names, "pydantic", "pydantic_core", "yaml", "rich", 
 
 BEHIND = {
     "deepspeed": ("engine", "models.load"),
-    "peft": ("strategies", "exporters", "evaluation.verify"),
+    "peft": ("strategies", "exporters", "merging.by_peft", "evaluation.verify"),
     "bitsandbytes": ("strategies.qlora", "engine.optim", "kernels.lora"),
     "datasets": ("data.sources.hub", "data.sources.columnar"),
     "pyarrow": ("data.sources.columnar",),

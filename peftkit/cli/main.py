@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("train", "Fine-tune a model; `peftkit train --help` lists the settings."),
     "submit": ("submit", "Queue a training on a SLURM cluster, where it goes on until it is done."),
     "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
+    "merge": ("merge", "Fold adapters of PEFT's format, made by any tool, into their base."),
     "eval": ("evaluate", "Score a trained model on a file, with intervals and by any column."),
     "predict": ("evaluate", "Write a trained model's answers beside the rows of a file."),
     "compare": ("compare", "Two models on the same rows: paired tests, the rows that changed, texts side by side."),

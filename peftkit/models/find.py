@@ -11,7 +11,7 @@ from functools import cache as remember
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from peftkit.cache import cache_root
@@ -60,6 +60,15 @@ def hub_words(settings: Model, source: str) -> dict[str, Any]:
             " name a folder, or check the network (HF_ENDPOINT and HF_HUB_OFFLINE are obeyed)"
         )
     return {**words, "local_files_only": bool(problem)}
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The folder in the hub's cache that holds a model or an adapter, fetched if the hub can be reached; no pickle is.
+
+    OSError or ValueError if it cannot be had.
+    """
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=kinds, local_files_only=bool(hub_problem())))
 
 
 @remember

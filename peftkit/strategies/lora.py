@@ -257,8 +257,9 @@ def own_weights(model: nn.Module) -> None:
     holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     for layer in adapter_layers(model):
         base = layer.get_base_layer()
-        if holders[id(base.weight)] > 1:
-            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        weight = getattr(base, "weight", None)
+        if weight is not None and holders[id(weight)] > 1:
+            base.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def merge_in_fp32(layer: Any) -> None:

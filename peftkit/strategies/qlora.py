@@ -144,17 +144,12 @@ def replace_4bit(model: nn.Module, only: Collection[str] | None = None) -> None:
 
 def dequantised(layer: Any, dtype: torch.dtype) -> nn.Module:
     """A plain layer of the kind that it was before: GPT-2's Conv1D has its weight transposed."""
-    import torch
-    from bitsandbytes.functional import dequantize_4bit
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     weight = layer.weight.data  # a newly made layer is no 4-bit one yet: transformers leaves it unquantised
     if state := getattr(layer.weight, "quant_state", None):
-        # Products read the 4-bit numbers in their own format, whatever format they were quantised from.
-        state = copy(state)
-        state.dtype = torch.float32
-        weight = dequantize_4bit(weight, state)
+        weight = unpacked(weight, state)
     weight = weight.to(dtype)
     transposed = issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D)
     if transposed:
@@ -166,6 +161,27 @@ def dequantised(layer: Any, dtype: torch.dtype) -> nn.Module:
     plain.bias = layer.bias
     plain.train(layer.training)
     return cast("nn.Module", plain)
+
+
+def unpacked(weight: torch.Tensor, state: Any) -> torch.Tensor:
+    """The numbers of a packed weight, in fp32."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    # Products read the 4-bit numbers in their own format, whatever format they were quantised from.
+    state = copy(state)
+    state.dtype = torch.float32
+    return cast("torch.Tensor", dequantize_4bit(weight, state))
+
+
+def quantised_and_back(weight: torch.Tensor, quant_type: str, double_quant: bool) -> torch.Tensor:
+    """A linear layer's weight after its way to 4 bits and back, in its own format: what `dequantised` gives of a loaded one."""
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(missing_bitsandbytes())
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(weight, quant_type=quant_type, compress_statistics=double_quant)
+    return unpacked(packed, state).to(weight.dtype)
 
 
 def float_dtype(model: nn.Module) -> torch.dtype:

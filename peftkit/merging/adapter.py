@@ -1,0 +1,111 @@
+"""An adapter in PEFT's format, made by any tool: its configuration, and where each of its tensors lies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftkit.errors import ConfigError, ModelError
+from peftkit.merging.base import read_json
+from peftkit.merging.tensors import Stored, stored_in
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's modules."""
+
+INPUTS = {
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
+}
+"""Kinds that are inputs or computations beside the layers: no weight of the base could hold them."""
+NO_ADAPTER = {
+    "arrow_config": "routes each token to another adapter",
+    "alora_invocation_tokens": "acts on the tokens after an invocation only",
+    "layer_replication": "repeats layers, which makes another model",
+    "megatron_config": "belongs to Megatron's layers",
+}
+"""Settings under which an adapter is no change of the base's weights."""
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that take something out of the base's weights when they begin."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    folder: Path
+    config: dict[str, Any]
+    """adapter_config.json."""
+    tensors: Mapping[str, Stored]
+    """By the names in the file, without PEFT's prefix."""
+
+    @property
+    def kind(self) -> str:
+        return str(self.config["peft_type"])
+
+    @property
+    def says(self) -> str:
+        rank = f", rank {self.config['r']}" if "r" in self.config else ""
+        return (
+            f"{self.kind}{rank}, {len(self.tensors)} tensors, {sum(one.size for one in self.tensors.values()):,} bytes"
+        )
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Raises ConfigError if the folder holds none, ModelError if it cannot be merged, or is damaged."""
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"--adapter {folder} is no adapter's folder: it has no {CONFIG}")
+    config = read_json(folder / CONFIG, "--adapter")
+    _check(folder, config)
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        told = (
+            "; a pickle (adapter_model.bin) is not read in its place: save it as safetensors first" if pickled else ""
+        )
+        raise ModelError(f"--adapter {folder} has no {WEIGHTS}{told}")
+    tensors = {name.removeprefix(PREFIX): stored for name, stored in stored_in(folder / WEIGHTS).items()}
+    if not tensors:
+        raise ModelError(f"--adapter {folder / WEIGHTS} is empty")
+    return Adapter(folder, config, tensors)
+
+
+def _check(folder: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        raise ModelError(f"--adapter {folder / CONFIG} does not say what kind of adapter it is (peft_type)")
+    if kind in INPUTS or kind == "XLORA":
+        raise ModelError(
+            f"--adapter {folder} is of the kind {kind}, which is no change of the base's weights: it cannot be merged;"
+            " serve it beside the base"
+        )
+    for name, why in NO_ADAPTER.items():
+        if config.get(name):
+            raise ModelError(f"--adapter {folder}: its {name} {why}, so it cannot be merged")
+
+
+def changes_base(config: Mapping[str, Any]) -> bool:
+    """Whether the adapter belongs to what is left of the base after its initialisation (PiSSA and its kin)."""
+    begins = config.get("init_lora_weights")
+    return isinstance(begins, str) and begins.lower().startswith(CHANGES_BASE)
+
+
+def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+    """The rank that the configuration gives a module, and what its product is multiplied by."""
+    rank = of_pattern(config.get("rank_pattern"), module, config.get("r", 8))
+    alpha = of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first name or regular expression that is the module's name or its end, as PEFT reads them."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def is_targeted(config: Mapping[str, Any], module: str) -> bool:
+    targets = config.get("target_modules") or ()
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
