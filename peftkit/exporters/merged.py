@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -30,16 +32,36 @@ class Merged(Exporter, name="merged"):
     def write(
         self, model: nn.Module, strategy: Strategy, folder: Path, reading: Reading, sample: Mapping[str, Any]
     ) -> None:
-        """Merge in fp32, cast once to the format asked for, save. The generation configuration goes with it."""
+        """Merge in fp32, round once to the format asked for, save: a layer at a time where that can be."""
         import torch
 
         dtype = getattr(torch, reading.dtype if self.dtype == "auto" else self.dtype)
+        if is_folded_by_peft(strategy) and self._stream(model, folder, dtype):
+            return
         if dtype != getattr(torch, reading.dtype):
             widen(model)  # or the merge would round to the base's format on the way
         plain: Any = strategy.merge(model).to(dtype)
         plain.config.dtype = dtype
         mend(plain)
         plain.save_pretrained(folder, max_shard_size=self.max_shard_size)
+
+    def _stream(self, model: Any, folder: Path, dtype: Any) -> bool:
+        """Whether it could be done without a merged model in memory."""
+        from peftkit.exporters.streamed import Beyond, write_merged
+
+        try:
+            config = write_merged(model, folder, dtype, self.max_shard_size)
+        except Beyond as why:
+            logging.getLogger(__name__).warning("merged in memory, not streamed: %s", why)
+            return False
+        plain = model.get_base_model()
+        settings = mended(plain)
+        if settings is not None and plain.can_generate():
+            settings.save_pretrained(folder)
+        if was_checkpointed(plain):
+            config.use_cache = True
+        config.save_pretrained(folder)
+        return True
 
     def open(self, folder: Path, reading: Reading) -> PreTrainedModel:
         """Raises ExportError if the files do not hold exactly the weights of the model that the configuration describes."""
@@ -65,13 +87,31 @@ class Merged(Exporter, name="merged"):
         )
 
 
+def is_folded_by_peft(strategy: Strategy) -> bool:
+    """Whether PEFT's layers alone say what its merge is. A strategy with a merge of its own is asked for it."""
+    from peftkit.strategies import Lora, Qlora
+
+    return type(strategy).merge in (Lora.merge, Qlora.merge)
+
+
 def mend(model: Any) -> None:
     """Undo what was for training only, and what transformers refuses to save."""
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    if was_checkpointed(model):
         model.config.use_cache = True
-    generation: Any = getattr(model, "generation_config", None)
+    if (settings := mended(model)) is not None:
+        model.generation_config = settings
+
+
+def was_checkpointed(model: Any) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def mended(model: Any) -> Any:
+    """The generation settings as transformers lets them be saved; None of a model that has none."""
+    settings: Any = deepcopy(getattr(model, "generation_config", None))
     try:
-        if generation is not None:
-            generation.validate(strict=True)
+        if settings is not None:
+            settings.validate(strict=True)
     except ValueError:  # some models come with a temperature for sampling that is switched off
-        generation.do_sample = True
+        settings.do_sample = True
+    return settings
