@@ -156,16 +156,18 @@ lock() {
     ! command -v flock >/dev/null || flock -n 9 || { echo "Waiting for another set-up in $ROOT" && flock 9; }
 }
 
-# A real SLURM for its tests, which start one (tests/slurm/cluster.py): only root on a Debian or Ubuntu can have it installed;
-# elsewhere those tests are skipped, and say so.
-set_up_slurm() {
-    command -v slurmctld slurmd munged ip >/dev/null && return
+# A real SLURM (tests/slurm/cluster.py starts one) and a real browser, for their tests.
+set_up_slurm() { command -v slurmctld slurmd munged ip >/dev/null || for_tests SLURM slurm-wlm munge iproute2 util-linux; }
+set_up_browser() { command -v chromium >/dev/null || for_tests Chromium chromium; }
+
+# Only root on a Debian or Ubuntu can have them installed; elsewhere those tests are skipped, and say so.
+for_tests() {
+    local what="$1" options=(-y -qq --no-install-recommends)
+    shift
     { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || return 0
-    step "SLURM, for its tests"
-    local options=(-y -qq --no-install-recommends)
-    # Nothing of it is started as a service: the tests start their own.
-    (lock && { apt_get install "${options[@]}" slurm-wlm munge iproute2 util-linux ||
-        { apt_get update -qq && apt_get install "${options[@]}" slurm-wlm munge iproute2 util-linux; }; }) ||
+    step "$what, for its tests"
+    # Nothing is started as a service: the tests start their own.
+    (lock && { apt_get install "${options[@]}" "$@" || { apt_get update -qq && apt_get install "${options[@]}" "$@"; }; }) ||
         echo "  note: it could not be installed ($SETUP_LOG); its tests are skipped"
 }
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Everything that is tested: ./launch/test.sh [pytest's arguments ...], e.g. ./launch/test.sh tests/strategies -k lora
 #
-# Sets everything up (launch/setup.sh; as root a SLURM, too, for the tests of submitting), then ruff, mypy and pytest; the first that fails ends it.
+# Sets everything up (launch/setup.sh; as root a SLURM and a browser, too, for their tests), then ruff, mypy and pytest; the first that fails ends it.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 
 set_up test demo
 set_up_slurm
+set_up_browser
 echo "Ready after $SECONDS s"
 ruff check .
 ruff format --check .
