@@ -5,42 +5,30 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from peftkit.config.speed import Speed
 from peftkit.data.columns import to_answer
-from peftkit.data.encode import Encoder, encode_rows, length
 from peftkit.data.sources import Table, digest, read
-from peftkit.engine.world import World, joined
+from peftkit.engine.world import joined
 from peftkit.errors import ConfigError, DataError
-from peftkit.evaluation.reference import reference_values
-from peftkit.evaluation.score import records
+from peftkit.flows.answering import Answering, answering
 from peftkit.flows.out import check_new, written_to
-from peftkit.flows.trained import Trained, open_trained, placed, with_columns
+from peftkit.flows.trained import open_trained, placed, with_columns
 from peftkit.kernels.quicken import quicken
-from peftkit.tasks.base import Features, Record, Row
+from peftkit.tasks.base import Row
 from peftkit.tracking.quiet import chatter_to, terminal
 
 CHUNK = 256
 """Rows between two times that the answers are on the disk."""
 WRITERS = (".jsonl", ".csv", ".tsv")
 PARTIAL = ".partial"
-
-
-class How(Protocol):
-    """What answers to rows that are encoded depend on."""
-
-    @property
-    def batch(self) -> int: ...
-    @property
-    def generate(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -72,10 +60,9 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
         if world.processes > 1:
             raise ConfigError("peftkit predict runs on one process; start it without a launcher")
         trained = with_columns(open_trained(place, asked.checkpoint, asked.trust), asked.columns)
-        if not trained.task.predicts:
-            raise ConfigError(f"--task {trained.task.name} has nothing to predict of a row; peftkit eval scores it")
         trained = replace(trained, model=placed(trained.model, world.device))
         quicken(trained.model, trained.task, Speed(unpad="off"))  # rows of like lengths are together anyway
+        asking = answering(trained, world, asked.batch, asked.generate)
         table = read(asked.rows, asked.limit, cache=trained.data.cache)
         if "error" in table.rows[0]:
             raise DataError(f"{table.name} has a column 'error', in which rows without an answer are told; rename it")
@@ -85,7 +72,7 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
             console.print(f"going on after row {done:,} of {len(table.rows):,}")
         with Progress(console=console, disable=not terminal().isatty()) as bar:
             shown = bar.add_task("predicting", total=len(table.rows), completed=done)
-            for rows in answered(trained, table, done, asked, world):
+            for rows in answered(asking, table, done):
                 with written_to(asked.out, f"; the rows before lie in {answers.partial}, and the same command goes on"):
                     answers.add(rows)
                 bar.advance(shown, len(rows))
@@ -103,58 +90,13 @@ def predict(place: Path, asked: Asked, verbose: bool = False) -> Path:
     return asked.out
 
 
-def answered(trained: Trained, table: Table, done: int, asked: Asked, world: World) -> Iterator[list[Row]]:
+def answered(answers: Answering, table: Table, done: int) -> Iterator[list[Row]]:
     """The rows from `done` on with their answers, some at a time."""
-    task = trained.task
-    names = to_answer(table, task, trained.data.columns)
-    max_length = min(trained.data.max_length, trained.context or trained.data.max_length)
-    encoder = Encoder(task, trained.processor, max_length, trained.data.truncate, trained.data.stride)
-    untrained = placed(trained.start(), world.device) if task.reference else None
+    names = to_answer(table, answers.trained.task, answers.trained.data.columns)
     for start in range(done, len(table.rows), CHUNK):
         rows = table.rows[start : start + CHUNK]
-        asked_of = [task.unlabelled({own: row[name] for own, name in names.items() if name in row}) for row in rows]
-        encoded = encode_rows(encoder, asked_of)
-        if untrained is not None:
-            join_reference(untrained, trained, encoded.windows, asked, world)
-        found = judged(trained, asked_of, encoded.windows, asked, world)
-        yield [
-            beside(row, {"error": str(encoded.problems[at])} if at in encoded.problems else task.answer(found[at]))
-            for at, row in enumerate(rows)
-        ]
-
-
-def join_reference(
-    untrained: Any, trained: Trained, windows: Sequence[list[Features]], asked: How, world: World
-) -> None:
-    """What the task needs of the model as it was before its first step, among the features."""
-    flat = [window for own in windows for window in own]
-    numbered = list(enumerate(flat))
-    values = reference_values(untrained, batches(trained, numbered, asked.batch), len(flat), trained.task, world)
-    for number, window in numbered:
-        window |= {name: float(column[number]) for name, column in values.items()}
-
-
-def judged(
-    trained: Trained, rows: Sequence[Row], windows: Sequence[list[Features]], asked: How, world: World
-) -> dict[int, Record]:
-    """Each usable row's record."""
-    flat = [(row, window) for row, own in enumerate(windows) for window in own]
-    generate = trained.generate.model_copy(update=dict(asked.generate))
-    made = records(trained.model, batches(trained, flat, asked.batch), trained.task, world, trained.processor, generate)
-    grouped = groupby(made, key=lambda pair: flat[pair[0]][0])
-    return {
-        row: trained.task.judge(rows[row], [record for _, record in own], trained.processor) for row, own in grouped
-    }
-
-
-def batches(
-    trained: Trained, windows: Sequence[tuple[int, Features]], size: int
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Windows of like lengths together."""
-    longest_first = sorted(range(len(windows)), key=lambda number: (-length(windows[number][1]), number))
-    for start in range(0, len(longest_first), size):
-        chosen = longest_first[start : start + size]
-        yield chosen, trained.task.collate([windows[number][1] for number in chosen], trained.processor)
+        asked_of = [{own: row[name] for own, name in names.items() if name in row} for row in rows]
+        yield list(map(beside, rows, answers(asked_of)))
 
 
 def beside(row: Row, answer: Row) -> Row:

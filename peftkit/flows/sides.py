@@ -16,7 +16,7 @@ from peftkit.engine.open import DTYPES, choose_precision
 from peftkit.engine.world import World
 from peftkit.errors import ConfigError
 from peftkit.exporters.manual import MANUAL
-from peftkit.flows.predict import How, join_reference, judged
+from peftkit.flows.answering import How, join_reference, judged
 from peftkit.flows.trained import Trained, open_trained, placed, with_columns
 from peftkit.kernels.quicken import quicken
 from peftkit.models.load import Base, context_limit, load
