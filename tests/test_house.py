@@ -22,6 +22,7 @@ FLOORS = {
     "exporters.runtime": 5, "exporters.graphs": 5, "exporters.tracing": 5,
     "exporters.streamed": 5, "merging": 5,
     "data": 5, "models": 5, "engine": 5, "kernels": 5, "evaluation": 5, "tracking": 5, "slurm": 5, "report": 5,
+    "serving": 5,
     "flows": 6,
     "cli": 7, "__main__": 8, "__init__": 8,
 }  # fmt: skip
@@ -35,6 +36,7 @@ BESIDE = {
     *(("evaluation", room) for room in ("data", "engine", "models")),
     *(("exporters", room) for room in ("strategies", "tasks", "merging")),
     ("merging", "models"),
+    *(("serving", room) for room in ("data", "evaluation", "models")),
     *(("report", room) for room in ("evaluation", "tracking")),
 }
 """Rooms of one floor of which the first may look into the second, never the other way round."""
@@ -61,6 +63,10 @@ BEHIND = {
     "rouge_score": ("metrics.rouge",),
     "jiwer": ("metrics.error_rate",),
     "evaluate": ("metrics.evaluate",),
+    "fastapi": ("serving.app", "serving.openai_routes", "serving.row_routes", "cli.serve"),
+    "starlette": ("serving.app", "serving.following"),
+    "uvicorn": ("serving.server", "cli.serve"),
+    "prometheus_client": ("serving.meters", "cli.serve"),
     "gguf": ("models",),
     "onnxruntime": ("exporters.graphs",),
     "openvino": ("exporters.graphs",),

@@ -22,6 +22,7 @@ COMMANDS = {
     "merge": ("merge", "Fold adapters of PEFT's format, made by any tool, into their base."),
     "eval": ("evaluate", "Score a trained model on a file, with intervals and by any column."),
     "predict": ("evaluate", "Write a trained model's answers beside the rows of a file."),
+    "serve": ("serve", "Serve trained models over HTTP: OpenAI's routes for texts, /predict for rows."),
     "compare": ("compare", "Two models on the same rows: paired tests, the rows that changed, texts side by side."),
     "data show": ("data", "Show rows as the model will see them, targets coloured."),
     "data check": ("data", "Find, place and mend what is wrong with the rows: duplicates, leakage, labels, spans, ..."),

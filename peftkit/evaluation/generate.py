@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,18 +19,16 @@ def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: 
 
     All processes of a ZeRO-3 world must call it together, each with a batch.
     """
-    asked = task.prompts(batch, processor)
+    plain: Any = getattr(model, "module", model)  # DeepSpeed's engine has no `generate`
+    asked = prompts(plain, task, batch, processor)
     if asked is None:
         return None
-    plain: Any = getattr(model, "module", model)  # DeepSpeed's engine has no `generate`
-    tokenizer = getattr(processor, "tokenizer", processor)  # of a model that hears or sees, too
-    ends = sorted({*ends_of(plain, tokenizer), *asked.pop("eos_token_id", ())})
     whole = plain.generate(
-        **asked,
-        **_how(settings),
-        **_without_sampling(plain),
-        eos_token_id=ends or None,
-        pad_token_id=padding_id(tokenizer),
+        **asked.words,
+        **how(settings),
+        **without_sampling(plain),
+        eos_token_id=sorted(asked.ends) or None,
+        pad_token_id=padding_id(getattr(processor, "tokenizer", processor)),
         do_sample=False,
         # Switched off in the configuration for training; here it spares computing the whole text again for each token.
         use_cache=True,
@@ -37,8 +36,27 @@ def write_texts(model: Any, task: Task, batch: Batch, processor: Any, settings: 
     )
     config: Any = inner(plain)[1].config
     # An encoder-decoder's text begins with its start token, a decoder's with the prompt.
-    start = 1 if config.is_encoder_decoder else asked["input_ids"].shape[1]
-    return [until_end(row, set(ends)) for row in whole[:, start:].tolist()]
+    start = 1 if config.is_encoder_decoder else asked.words["input_ids"].shape[1]
+    return [until_end(row, asked.ends) for row in whole[:, start:].tolist()]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is to be continued."""
+
+    words: dict[str, Any]
+    """Of `generate`: the rows' tokens, padded, and where they are."""
+    ends: set[int]
+    """Every token that ends a text."""
+
+
+def prompts(model: Any, task: Task, batch: Batch, processor: Any) -> Prompts | None:
+    """The prompts in a batch's rows; None if the task writes no text."""
+    words = task.prompts(batch, processor)
+    if words is None:
+        return None
+    tokenizer = getattr(processor, "tokenizer", processor)  # of a model that hears or sees, too
+    return Prompts(words, {*words.pop("eos_token_id", ()), *ends_of(model, tokenizer)})
 
 
 def until_end(ids: list[int], ends: set[int]) -> list[int]:
@@ -54,13 +72,13 @@ def ends_of(model: Any, processor: Any) -> set[int]:
     return {token for token in [*known, getattr(processor, "eos_token_id", None)] if token is not None}
 
 
-def _how(settings: Generate) -> dict[str, Any]:
+def how(settings: Generate) -> dict[str, Any]:
     """The settings as `generate` takes them: the ones that only beams have are left out without them."""
     words = settings.model_dump()
     return words if settings.num_beams > 1 else {**words, "length_penalty": None}
 
 
-def _without_sampling(model: Any) -> dict[str, Any]:
+def without_sampling(model: Any) -> dict[str, Any]:
     """A model's own settings for sampling would be warned of, as nothing is drawn here."""
     drawn = ("temperature", "top_p", "top_k", "typical_p", "min_p")
     return {name: None for name in drawn if getattr(model.generation_config, name, None) is not None}

@@ -48,6 +48,17 @@ class Adapter(Exporter, name="adapter"):
             opened: PreTrainedModel = peft().PeftModel.from_pretrained(base, folder)
         return opened
 
+    def open_beside(self, opened: Any, folder: Path, name: str) -> bool:
+        """Load this adapter onto the base of `opened`, beside the ones that are there; `opened.set_adapter(name)` chooses it.
+
+        False if it brings weights of the base itself with it, which are then in the base: `opened` is of no use any more.
+        """
+        check_config(folder)
+        before = [(tensor, tensor._version) for tensor in _weights(opened)]
+        with asking_no_other(opened):
+            opened.load_adapter(folder, adapter_name=name)
+        return all(tensor._version == version for tensor, version in before)
+
     def example(self, folder: str, reading: Reading) -> str:
         words = [json.dumps(reading.base)]
         if reading.labels:
@@ -71,6 +82,11 @@ class Adapter(Exporter, name="adapter"):
             f"model = PeftModel.from_pretrained(base, {json.dumps(folder)})",
         ]
         return "\n".join(lines)
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    """What is there already, which another adapter must not change."""
+    return [*model.parameters(), *model.buffers()]
 
 
 def four_bits(reading: Reading) -> list[str]:

@@ -91,12 +91,17 @@ def from_run(place: Path, checkpoint: str | None, trust: bool = False) -> Traine
 
 def from_export(folder: Path, trust: bool = False) -> Trained:
     manual = manual_of(folder, trust)
-    task = manual.task
     try:
         model = manual.exporter.open(folder, manual.reading)
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"{folder} cannot be opened: {why(problem, folder, manual.reading)}") from problem
-    settings = Model(path=str(folder), trust_remote_code=trust)
+    return described(folder, manual, model)
+
+
+def described(folder: Path, manual: Manual, model: Any) -> Trained:
+    """What the export's folder says of a model that is open."""
+    task = manual.task
+    settings = Model(path=str(folder), trust_remote_code=manual.reading.trust_remote_code)
     processor = load_processor(settings, str(folder), task.reads)
     source = str(folder) if (folder / "config.json").is_file() else manual.reading.base
     return Trained(
