@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -57,7 +58,7 @@ class Encoder:
         try:
             return self.task_of(row).windows(row, self.processor, self.max_length, self.stride)
         except (TypeError, UnicodeEncodeError) as problem:
-            if torn := [name for name, value in row.items() if not utf8(str(value))]:
+            if torn := [name for name, value in row.items() if not utf8(_written(value))]:
                 raise RowError(
                     f"{torn[0]!r} holds half a character (one of the two parts of a surrogate pair, as \\ud800)"
                 ) from problem
@@ -250,6 +251,11 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row]) -> Encoded:
         done.windows.append(windows)
         done.groups.append(encoder.group(row))
     return done
+
+
+def _written(value: Any) -> str:
+    """The texts in a value as they are: Python's own words for a list spell half a character out."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def can_together(task: Task) -> bool:

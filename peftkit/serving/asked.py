@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from peftkit.registry import did_you_mean
 from peftkit.serving.jobs import Manner
@@ -90,22 +90,21 @@ class Asked(BaseModel):
         return Manner(max_new_tokens, temperature, self.top_p or 1.0, seed % 2**63, tuple(stops))
 
 
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
 class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | None = None
+    """A text, or its parts: `[{"type": "text", "text": ...}]`."""
 
-    def plain(self) -> dict[str, Any]:
-        """With its text in one piece, as tasks read it."""
-        parts = self.content
-        text = "".join(part.text for part in parts) if isinstance(parts, list) else parts
-        return {**(self.model_extra or {}), "role": self.role, "content": text}
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
+            raise ValueError("only parts of the type 'text' are read")
+        return "".join(part["text"] for part in value)
 
 
 class ChatAsked(Asked):

@@ -144,7 +144,7 @@ def routes(service: Service) -> APIRouter:
     async def chat(asked: ChatAsked, request: Request) -> Response:
         """An assistant's answer to a conversation."""
         served = service.find(asked.model, "chat")
-        messages = [message.plain() for message in asked.messages]
+        messages = [message.model_dump() for message in asked.messages]
         prompt = await asyncio.to_thread(served.chat, messages)
         return await _answered(service, served, CHAT, asked, [prompt], request)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,9 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take SIGTERM and SIGINT for a wish to end; uvicorn's own would end the process by the signal after it has served."""
+        if threading.current_thread() is not threading.main_thread():  # signals are not for it
+            yield
+            return
         loop = asyncio.get_running_loop()
         asked = (signal.SIGTERM, signal.SIGINT)
         for number in asked:

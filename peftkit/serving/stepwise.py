@@ -214,29 +214,26 @@ class StepLane(Lane[Writing]):
 def why_not(lane: StepLane) -> str:
     """Why the model cannot write so, in a phrase; empty if it can, which is seen on the model itself.
 
-    Two texts that begin one after the other have the logits that each has by itself, computed as a whole.
+    Texts that begin together, one that joins them and one that leaves have the logits that each has by itself, computed as a
+    whole.
     """
     config: Any = inner(lane.model)[1].config
     words = min(config.get_text_config().vocab_size, 256)
-    numbers = torch.Generator().manual_seed(7)
-    first, second = (torch.randint(0, words, (length,), generator=numbers).tolist() for length in (9, 6))
+    first, second, third = torch.randint(0, words, (3, 9), generator=torch.Generator().manual_seed(7)).tolist()
     try:
         with lane.chosen():
-            one, _ = lane._computed([_made(first[:3])])
-            other, _ = lane._computed([_made(second[:4])])
-            _step(lane, one, [first[3]])
-            both = one.join(other)
-            _step(lane, both, [first[4], second[4]])
-            found = _step(lane, both, [first[5], second[5]])
-            alone = [_whole(lane.model, ids[:6]) for ids in (first, second)]
-            left = both.keep([0])
-            found = torch.cat([found, _step(lane, left, [first[6]])])
-            expected = torch.cat([*alone, _whole(lane.model, first[:7])])
+            both, logits = lane._computed([_made(first[:3]), _made(second[:6])])
+            found = [logits, _step(lane, both, [first[3], second[6]])]
+            more, _ = lane._computed([_made(third[:2])])
+            found.append(_step(lane, both.join(more), [first[4], second[7], third[2]]))
+            found.append(_step(lane, both.keep([0]), [first[4]]))
+            ends = [first[:3], second[:6], first[:4], second[:7], first[:5], second[:8], third[:3], first[:5]]
+            expected = torch.cat([_whole(lane.model, ids) for ids in ends]).float()
     except Exception as problem:
         return f"{type(problem).__name__}: {problem}".partition("\n")[0]
-    spread = expected.float() - expected.float().mean(dim=1, keepdim=True)
-    error = (found.float() - expected.float()).abs().max() / spread.square().mean().sqrt()
-    allowed = TOLERANCE.get(expected.dtype, COARSE)
+    spread = expected - expected.mean(dim=1, keepdim=True)
+    error = (torch.cat(found).float() - expected).abs().max() / spread.square().mean().sqrt()
+    allowed = TOLERANCE.get(logits.dtype, COARSE)
     return "" if error <= allowed else f"a text beside others has logits {error:.2g} of their size away"
 
 
