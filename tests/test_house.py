@@ -36,7 +36,7 @@ BESIDE = {
     *(("evaluation", room) for room in ("data", "engine", "models")),
     *(("exporters", room) for room in ("strategies", "tasks", "merging")),
     ("merging", "models"),
-    *(("serving", room) for room in ("data", "evaluation", "models")),
+    *(("serving", room) for room in ("data", "evaluation", "exporters", "models")),
     *(("report", room) for room in ("evaluation", "tracking")),
 }
 """Rooms of one floor of which the first may look into the second, never the other way round."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2 as httpx
@@ -15,8 +16,9 @@ import pytest
 import uvicorn
 
 from peftkit.engine.world import joined
-from peftkit.evaluation.verify import answer
-from peftkit.flows import export as exporting
+from peftkit.evaluation import fresh
+from peftkit.flows import certify
+from peftkit.flows.export import export
 from peftkit.flows.predict import Asked as Predicted
 from peftkit.flows.predict import predict
 from peftkit.flows.serve import Asked, opened
@@ -86,12 +88,15 @@ def listening(service: Service, key: str | None = None, only_here: bool = True) 
 def exported(run: Path, to: str) -> Path:
     """The run's export, compared with what was trained in this process, which saves the seconds of a fresh one."""
 
-    def here(exporter: Any, folder: Path, reading: Any, asked: Any, device: str) -> Any:
-        return answer(exporter.open(folder, reading), asked)
+    def here(exporter: Any, folder: Path, reading: Any, errand: Any, device: str) -> fresh.Report:
+        with TemporaryDirectory() as desk:
+            fresh.write_request(Path(desk), exporter, folder, reading, errand, device)
+            fresh.main(Path(desk))
+            return fresh.read_report(Path(desk))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "ask_fresh_process", here)
-        return exporting.export(run, to=to)
+        patch.setattr(certify, "ask_fresh_process", here)
+        return export(run, to=to)
 
 
 def chat_run(folder: Path, base: Path | None = None, **settings: Any) -> Path:
