@@ -33,7 +33,7 @@ Inside a function a room's lower files may call its upper ones: `engine.optim` (
 
 BESIDE = {
     ("tasks", "metrics"),
-    *(("evaluation", room) for room in ("data", "engine", "models")),
+    *(("evaluation", room) for room in ("data", "engine", "exporters", "models")),
     *(("exporters", room) for room in ("strategies", "tasks", "merging")),
     ("merging", "models"),
     *(("serving", room) for room in ("data", "evaluation", "exporters", "models")),

@@ -14,6 +14,7 @@ import pytest
 from peftkit.cli.choices import families
 from peftkit.cli.help import first_sentence
 from peftkit.cli.merge import parser
+from peftkit.config.export import Wanted
 from peftkit.config.flags import flags
 from peftkit.config.run import Run
 from peftkit.config.slurm import Slurm
@@ -66,6 +67,8 @@ def test_its_flags_are_settings() -> None:
     known |= {"--data", "--html", "--fail-if-worse"}  # of compare
     known |= {flag for action in parser()._actions for flag in action.option_strings}  # of merge
     known |= {"--enable-lora", "--max-lora-rank", "--lora-modules", "--model-id"}  # of vLLM and TGI
+    known |= {"--" + ".".join(flag.path) for flag in flags(Wanted, {})}  # of export
+    known |= {"--as", "--out", "--force", "--base", "--rows"}  # of export and verify
     known |= {"--optm.lr"}  # misspelt, to show what happens
     assert not set(re.findall(r"--[a-z][\w.-]*", README.read_text())) - known
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "submit": ("submit", "Queue a training on a SLURM cluster, where it goes on until it is done."),
     "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
     "merge": ("merge", "Fold adapters of PEFT's format, made by any tool, into their base."),
+    "verify": ("verify", "Check an export anywhere: its files, its base and its answers, against its certificate."),
     "eval": ("evaluate", "Score a trained model on a file, with intervals and by any column."),
     "predict": ("evaluate", "Write a trained model's answers beside the rows of a file."),
     "serve": ("serve", "Serve trained models over HTTP: OpenAI's routes for texts, /predict for rows."),

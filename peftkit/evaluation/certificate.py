@@ -111,6 +111,8 @@ class Probe(Frozen):
     """How far the export was from it when it was certified, as `Figures.relative_error`."""
     same_text: bool | None = None
     """Whether the export wrote the same then."""
+    each: bool = False
+    """Whether each output is a number or a decision of its own."""
 
 
 class Certificate(Frozen):

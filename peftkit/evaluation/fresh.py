@@ -184,12 +184,13 @@ def main(desk: Path) -> None:
 
 
 def placed(model: Any, device: str) -> nn.Module:
-    """On the device, unless it is packed, and then it is there; 4-bit weights are kept from being repacked."""
+    """On the device, unless it is packed (then it is there) or another program's; 4-bit weights are kept from being repacked."""
+    from peftkit.exporters.runtime import Runtime
     from peftkit.strategies.qlora import guard
 
     if getattr(plain_model(model), "is_quantized", False):
         guard(model)
-    elif device != "cpu":
+    elif device != "cpu" and not isinstance(model, Runtime):
         model = model.to(device)
     found: nn.Module = model
     return found

@@ -81,12 +81,19 @@ def drawn(how: Mapping[str, Any], seed: int) -> Tensor:
 def probing(model: nn.Module, inputs: Mapping[str, Any], each: bool) -> tuple[dict[str, dict[str, Any]], Question]:
     """The recipe and the question of a probe of this model."""
     made = recipe(model, inputs)
-    asked = question(made, SEED, writes(model) and "input_ids" in made)
-    asked.each = each
-    return made, asked
+    found = question(made, SEED, writes(model) and "input_ids" in made)
+    found.each = each
+    return made, found
 
 
-def certified(made: dict[str, dict[str, Any]], trained: Answer, export: Answer) -> Probe | None:
+def asked(probe: Probe) -> Question:
+    """The same question again."""
+    again = question(probe.inputs, probe.seed, bool(probe.text))
+    again.each = probe.each
+    return again
+
+
+def certified(made: dict[str, dict[str, Any]], asked: Question, trained: Answer, export: Answer) -> Probe | None:
     """What is kept of the trained model's answer, and how far the export's was from it; None if it is no number."""
     first, second = sketch(trained.logits), sketch(export.logits)
     if not first.isfinite().all() or first.shape != second.shape or not second.isfinite().all():
@@ -103,6 +110,7 @@ def certified(made: dict[str, dict[str, Any]], trained: Answer, export: Answer) 
         text=trained.texts[0].tolist() if trained.texts else [],
         error=distance(first, second),
         same_text=torch.equal(trained.texts[0], export.texts[0]) if trained.texts else None,
+        each=asked.each,
     )
 
 

@@ -137,7 +137,7 @@ def certify(
         scored=scored,
         metrics=metrics,
         costs={"export": cost_of(report, folder), "trained": before.cost},
-        probe=probe.certified(before.made, before.probed, report.probe) if report.probe else None,
+        probe=probe.certified(before.made, before.probe, before.probed, report.probe) if report.probe else None,
         files={},
         versions=report.versions,
         **known,

@@ -89,8 +89,11 @@ def from_run(place: Path, checkpoint: str | None, trust: bool = False) -> Traine
     )
 
 
-def from_export(folder: Path, trust: bool = False) -> Trained:
+def from_export(folder: Path, trust: bool = False, base: str | None = None) -> Trained:
+    """`base` is where an adapter's base lies now, if not where it lay."""
     manual = manual_of(folder, trust)
+    if base is not None:
+        manual = replace(manual, reading=replace(manual.reading, base=base))
     try:
         model = manual.exporter.open(folder, manual.reading)
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
