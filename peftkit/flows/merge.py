@@ -21,7 +21,7 @@ from peftkit.cache import cache_root, digest
 from peftkit.engine.space import Writing, is_of_disk, lacking, size
 from peftkit.errors import ConfigError, DiskError, ModelError
 from peftkit.merging import direct, stream
-from peftkit.merging.adapter import CONFIG, WEIGHTS, Adapter, changes_base, read_adapter
+from peftkit.merging.adapter import CONFIG, WEIGHTS, Adapter, needs_base, read_adapter
 from peftkit.merging.base import Base, find_base, read_base
 from peftkit.merging.beside import PROVENANCE, check_out, copy_beside, synchronise_all, versions, write_json
 from peftkit.merging.direct import Beyond
@@ -137,11 +137,9 @@ def planned(asked: Asked) -> tuple[Plan | None, str]:
             f"--base {asked.base.folder} is stored quantised ({stored.get('quant_method', 'in an unknown way')}), and a merge"
             " into rounded weights is another model; name the 16-bit base, and with --quantized nf4 how training held it"
         )
-    if any(changes_base(adapter.config) for adapter in asked.adapters):
-        return (
-            None,
-            f"{asked.adapters[0].config['init_lora_weights']} takes part of the base's weights into the adapter",
-        )
+    for adapter in asked.adapters:
+        if why := needs_base(adapter.config):
+            return None, why
     from peftkit.merging import assemble
 
     try:

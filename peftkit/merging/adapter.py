@@ -27,6 +27,31 @@ NO_ADAPTER = {
     "megatron_config": "belongs to Megatron's layers",
 }
 """Settings under which an adapter is no change of the base's weights."""
+APART = {
+    *("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "HRA", "MISS", "VERA", "FOURIERFT", "LN_TUNING"),
+    "TRAINABLE_TOKENS",
+}
+"""Kinds that are the same whatever the base's weights are, and that tests merge."""
+LORA = {
+    *(
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "bias"),
+    *("fan_in_fan_out", "init_lora_weights", "megatron_core", "qalora_group_size", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying", "layers_pattern"),
+}
+"""Settings of plain LoRA on whole layers, and those that say nothing of the weights."""
+PLAIN = LORA | {
+    *("use_dora", "lora_bias", "target_parameters", "exclude_modules", "layers_to_transform", "modules_to_save"),
+    "trainable_token_indices",
+}
+"""Settings of LoRA that take nothing from the base's weights."""
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that take something out of the base's weights when they begin."""
 
@@ -83,10 +108,17 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
             raise ModelError(f"--adapter {folder}: its {name} {why}, so it cannot be merged")
 
 
-def changes_base(config: Mapping[str, Any]) -> bool:
-    """Whether the adapter belongs to what is left of the base after its initialisation (PiSSA and its kin)."""
+def needs_base(config: Mapping[str, Any]) -> str:
+    """Why the adapter can only stand on the base's own weights, as far as is known; empty if it cannot be seen from them."""
     begins = config.get("init_lora_weights")
-    return isinstance(begins, str) and begins.lower().startswith(CHANGES_BASE)
+    if isinstance(begins, str) and begins.lower().startswith(CHANGES_BASE):
+        return f"{begins} takes part of the base's weights into the adapter"
+    if config["peft_type"] not in APART:
+        return f"an adapter of the kind {config['peft_type']} may begin from the base's weights"
+    strange = [name for name, value in config.items() if value and name not in PLAIN]
+    if config["peft_type"] == "LORA" and strange:
+        return f"{', '.join(sorted(strange))} may take something from the base's weights"
+    return ""
 
 
 def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:

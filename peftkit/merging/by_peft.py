@@ -42,6 +42,12 @@ def stand(model: Any, adapters: Sequence[Adapter], afresh: bool = True) -> Any:
     `afresh`: whether those that begin from the base's weights (PiSSA) leave these as they are; a hollow model has none.
     """
     library = peft()
+    unknown = next((one for one in adapters if one.kind not in library.mapping.PEFT_TYPE_TO_TUNER_MAPPING), None)
+    if unknown is not None:
+        raise ModelError(
+            f"--adapter {unknown.folder} is of the kind {unknown.kind}, which the installed PEFT ({library.__version__})"
+            " does not have"
+        )
     adapted = None
     for number, adapter in enumerate(adapters):
         with asking_no_other(model), _fitting(adapter):
@@ -191,7 +197,7 @@ class Changes:
             for inner in blank:
                 _set(module, inner, nn.Parameter(self.read(f"{name}.{inner}"), requires_grad=False))
             found = {f"{name}.{inner}": one.detach() for inner, one in held(_merge(target)).items()}
-        except NotImplementedError as problem:
+        except (NotImplementedError, AttributeError, TypeError) as problem:  # a kind without a merge of its own
             raise ModelError(f"{name} cannot be merged: {first_line(problem)}") from problem
         except (ValueError, RuntimeError) as problem:
             raise ExportError(f"{name} cannot be merged: {first_line(problem)}") from problem

@@ -17,26 +17,11 @@ import torch
 from torch import Tensor
 
 from peftkit.errors import ModelError
-from peftkit.merging.adapter import Adapter, changes_base, is_targeted, scaling
+from peftkit.merging.adapter import LORA, Adapter, is_targeted, needs_base, scaling
 from peftkit.merging.base import Base
 from peftkit.merging.plan import Entry, Plan, format_of, kept, rounded, settings
 from peftkit.merging.tensors import Stored
 
-UNDERSTOOD = {
-    *(
-        "peft_type",
-        "peft_version",
-        "task_type",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-    ),
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "bias"),
-    *("fan_in_fan_out", "init_lora_weights", "megatron_core", "qalora_group_size", "loftq_config", "eva_config"),
-    *("corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying", "layers_pattern"),
-}
-"""Settings that this file obeys, or that say nothing of the weights. Any other that is set goes to PEFT."""
 TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 """Models with transformers' Conv1D, whose weights are stored transposed."""
 PART = 1 << 18
@@ -154,11 +139,11 @@ def _check(base: Base, adapter: Adapter) -> None:
         raise Beyond(f"it is of the kind {adapter.kind}")
     if "quantization_config" in base.config:
         raise Beyond("the base is stored quantised")
-    if changes_base(adapter.config):
-        raise Beyond(f"{adapter.config['init_lora_weights']} begins from the base's weights")
+    if why := needs_base(adapter.config):
+        raise Beyond(why)
     if base.config.get("model_type") in TRANSPOSED:
         raise Beyond(f"{base.config['model_type']} stores weights transposed")
-    strange = [name for name, value in adapter.config.items() if name not in UNDERSTOOD and value]
+    strange = [name for name, value in adapter.config.items() if name not in LORA and value]
     if strange:
         raise Beyond(f"it sets {', '.join(sorted(strange))}")
 

@@ -120,7 +120,7 @@ A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     ("change", "complaint"),
     [
         (other(peft_type="PROMPT_TUNING"), "PROMPT_TUNING, which is no change of the base's weights"),
-        (other(peft_type="NEWEST"), "NEWEST"),
+        (other(peft_type="NEWEST"), "is of the kind NEWEST, which the installed PEFT"),
         (other(peft_type=3), "does not say what kind"),
         (other(megatron_config={"a": 1}), "its megatron_config belongs to Megatron's layers"),
         (other(layer_replication=[[0, 2], [1, 2]]), "repeats layers"),

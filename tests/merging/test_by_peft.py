@@ -39,6 +39,11 @@ KINDS = {
     "oft": lambda: peft.OFTConfig(target_modules=["q_proj"], oft_block_size=4, r=0),
     "adalora": lambda: peft.AdaLoraConfig(target_modules=["q_proj"], total_step=10),
     "vera": lambda: peft.VeraConfig(target_modules=["q_proj"], r=4),
+    "boft": lambda: peft.BOFTConfig(target_modules=["q_proj"], boft_block_size=4),
+    "hra": lambda: peft.HRAConfig(target_modules=["q_proj"], r=4),
+    "miss": lambda: peft.MissConfig(target_modules=["q_proj"], r=4),
+    "fourierft": lambda: peft.FourierFTConfig(target_modules=["q_proj"], n_frequency=10),
+    "tokens": lambda: peft.TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=[3, 7]),
     "layer norms": lambda: peft.LNTuningConfig(target_modules=["norm"]),
 }
 METHODS = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -29,3 +31,11 @@ def test_what_begins_from_the_bases_weights(begins: Any, tmp_path: Path, capsys:
     a_base(tmp_path / "base")
     assert_as_peft(tmp_path, target_modules=["q_proj"], init_lora_weights=begins)
     assert f"not streamed: {begins} takes part of the base's weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["OSF", "SHIRA"])
+def test_kinds_that_may_begin_from_them(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = {"OSF": peft.OSFConfig, "SHIRA": partial(peft.ShiraConfig, r=4)}
+    a_base(tmp_path / "base")
+    assert_as_peft(tmp_path, config=configs[kind](target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert f"not streamed: an adapter of the kind {kind} may begin" in capsys.readouterr().out
