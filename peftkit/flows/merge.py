@@ -45,8 +45,13 @@ class Asked:
     limit: int
     combine: Combine | None
     quantised: Quantised | None
-    labels: dict[int, str]
+    reading: Reading | None
+    """What peftkit's own export of the adapter says of its base."""
     trust: bool
+
+    @property
+    def labels(self) -> dict[int, str]:
+        return dict(self.reading.labels) if self.reading else {}
 
 
 def merge(
@@ -59,6 +64,7 @@ def merge(
     The folder appears when all is on the disk; on any error, or if the process is killed, there is none under that name.
     `combine` and what follows are PEFT's words for several adapters; `quantized` says that training held the base in 4 bits.
     """
+    out = out.resolve()  # `.` has a name, too
     check_out(out)
     asked = read(base, adapters, dtype, max_shard_size, quantized, revision, trust)
     if len(adapters) > 1:
@@ -70,7 +76,8 @@ def merge(
         told = Console(file=terminal(), highlight=False, soft_wrap=True)
         plan, why = planned(asked)
         for line in lines(asked, plan, why):
-            told.print(line, markup=False)
+            # A name in a downloaded file must not steer the terminal.
+            told.print("".join(sign if sign.isprintable() else "?" for sign in line), markup=False)
         with folder_for(out) as partial:
             fill(partial, asked, plan, why)
         told.print(f"merged model: {out}", markup=False)
@@ -93,9 +100,8 @@ def read(
             "double_quant": manual.strategy.get("double_quant", True), "dtype": manual.dtype, "unquantised": manual.unquantised
         }  # fmt: skip
         how = Quantised(quantized or (manual.strategy["quant_type"] if manual else "nf4"), **words)
-    labels = dict(manual.labels) if manual else {}
     size = bytes_of(limit)
-    return Asked(read_base(find_base(named, revision)), held, FORMATS.get(dtype), size, None, how, labels, trust)
+    return Asked(read_base(find_base(named, revision)), held, FORMATS.get(dtype), size, None, how, manual, trust)
 
 
 def found(adapter: Path) -> Path:
@@ -168,7 +174,8 @@ def fill(folder: Path, asked: Asked, plan: Plan | None, why: str) -> None:
     copy_beside(asked.base.folder, asked.adapters[0].folder, folder, "auto_map" in asked.base.config)
     write_json(folder / PROVENANCE, redact_all(provenance(asked, plan, why)))
     if plan is not None:
-        write_json(folder / "config.json", plan.config)
+        padding = {"pad_token_id": asked.reading.padding} if asked.reading and asked.reading.padding is not None else {}
+        write_json(folder / "config.json", plan.config | padding)
     synchronise_all(folder)
 
 

@@ -73,7 +73,8 @@ class Assembly:
             made["id2label"] = {str(number): label for number, label in labels.items()}
             made["label2id"] = {label: number for number, label in labels.items()}
         elif rows_of_head := self.rows_of_head(adapted):
-            made.setdefault("id2label", {str(number): f"LABEL_{number}" for number in range(rows_of_head)})
+            made["id2label"] = {str(number): f"LABEL_{number}" for number in range(rows_of_head)}
+            made["label2id"] = {f"LABEL_{number}": number for number in range(rows_of_head)}
         return Plan(entries, made, self.notes(parted))
 
     def of_files(self) -> list[Entry]:

@@ -33,7 +33,15 @@ def copy_beside(base: Path, adapter: Path, folder: Path, has_code: bool) -> None
     for source, patterns in ((reader, READERS), (base, (*BASES, *(("*.py",) if has_code else ())))):
         for file in sorted({file for pattern in patterns for file in source.glob(pattern)}):
             if file.is_file():
+                _check_inside(file, source)
                 shutil.copyfile(file, folder / file.name)
+
+
+def _check_inside(file: Path, folder: Path) -> None:
+    """ModelError for a link that leads elsewhere (but into the hub's cache, which is made of links): it is not the model's."""
+    home = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    if not file.resolve().is_relative_to(home.resolve()):
+        raise ModelError(f"{file} is a link to {file.resolve()}, outside of its folder; put the file itself there")
 
 
 def versions() -> dict[str, str]:

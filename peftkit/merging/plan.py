@@ -83,11 +83,13 @@ def settings(
     """The base's configuration with what a merge changes in it: the format, the vocabulary's size, whether ends are tied."""
     made = deepcopy(dict(config))
     made.pop("quantization_config", None)
-    for part in _parts(made):
+    parts = _parts(made)
+    before = next((part["vocab_size"] for part in parts if "vocab_size" in part), None)
+    for part in parts:
         if dtype is not None and ("dtype" in part or "torch_dtype" in part or part is made):
             part.pop("torch_dtype", None)
             part["dtype"] = str(dtype).removeprefix("torch.")
-        if rows is not None and "vocab_size" in part:
+        if rows is not None and before is not None and part.get("vocab_size") == before:
             part["vocab_size"] = rows
         if untied and (part.get("tie_word_embeddings") or part is made):
             part["tie_word_embeddings"] = False

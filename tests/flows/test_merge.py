@@ -79,6 +79,19 @@ def test_the_adapters_own_tokenizer_goes_with_it(made: Path, tmp_path: Path) -> 
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
 
 
+def test_a_link_out_of_the_adapters_folder_is_not_followed(
+    made: Path, tmp_path: Path, said: Callable[..., tuple[int, str]]
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(made / "adapter", adapter)
+    shutil.copy(made / "base" / "tokenizer_config.json", adapter)
+    (tmp_path / "secret").write_text("mine")
+    (adapter / "tokenizer.json").symlink_to(tmp_path / "secret")
+    code, told = said("--base", made / "base", "--adapter", adapter, "--out", tmp_path / "out")
+    assert (code, "is a link to" in told) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_several_adapters_by_the_command(made: Path, tmp_path: Path, said: Callable[..., tuple[int, str]]) -> None:
     out = tmp_path / "out"
     words = ["--base", made / "base", "--adapter", made / "adapter", made / "second", "--out", out]

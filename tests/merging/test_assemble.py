@@ -95,10 +95,12 @@ def test_a_base_without_a_head_and_its_prefix(tmp_path: Path) -> None:
     assert_as_peft(tmp_path, kind, target_modules=["query"], task_type="SEQ_CLS")
 
 
-def test_more_labels_than_the_base_has(tmp_path: Path) -> None:
-    base = a_base(tmp_path / "base", "llama")
+@pytest.mark.parametrize("known", [{}, {"id2label": {0: "a", 1: "b", 2: "c"}}])
+def test_more_labels_than_the_base_has(known: dict[str, Any], tmp_path: Path) -> None:
+    base = a_base(tmp_path / "base", "llama", **known)
     kind = "AutoModelForSequenceClassification"
     model = opened(base, kind, num_labels=5)
+    assert model.config.num_labels == 5
     adapter = an_adapter(tmp_path / "adapter", model, target_modules=["q_proj"], task_type="SEQ_CLS")
     merge(str(base), [adapter], tmp_path / "out")
     found = assert_same(tmp_path / "out", merged_by_peft(opened(base, kind, num_labels=5), [adapter]), kind)
