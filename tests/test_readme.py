@@ -69,6 +69,7 @@ def test_its_flags_are_settings() -> None:
     known |= {"--enable-lora", "--max-lora-rank", "--lora-modules", "--model-id"}  # of vLLM and TGI
     known |= {"--" + ".".join(flag.path) for flag in flags(Wanted, {})}  # of export
     known |= {"--as", "--out", "--force", "--base", "--rows"}  # of export and verify
+    known |= {"--to.method", "--to.outtype"}  # of export
     known |= {"--optm.lr"}  # misspelt, to show what happens
     assert not set(re.findall(r"--[a-z][\w.-]*", README.read_text())) - known
 

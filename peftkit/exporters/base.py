@@ -90,6 +90,11 @@ class Exporter(Choice, kind="exporter", default="merged"):
         """What its logits may differ by, in parts of their size; None: by what rounding to the stored format costs."""
         return None
 
+    @property
+    def stored(self) -> str:
+        """The format of its weights, where that is none of torch's; empty: the coarsest among its safetensors."""
+        return ""
+
     def ready(self) -> None:
         """ConfigError if a package that it needs is not installed. Asked before anything heavy."""
         lacking = [name for name in self.packages if find_spec(name) is None]

@@ -94,6 +94,14 @@ def is_folded_by_peft(strategy: Strategy) -> bool:
     return type(strategy).merge in (Lora.merge, Qlora.merge)
 
 
+def whole(model: nn.Module, strategy: Strategy) -> Any:
+    """The plain model with the training folded in, in fp32: what another format is rounded to from there, once."""
+    widen(model)
+    plain: Any = strategy.merge(model).float()
+    mend(plain)
+    return plain
+
+
 def mend(model: Any) -> None:
     """Undo what was for training only, and what transformers refuses to save."""
     if was_checkpointed(model):
