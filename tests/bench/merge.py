@@ -58,10 +58,12 @@ def measure(asked: argparse.Namespace) -> None:
             with locked(asked.lock):
                 held.append(run(RUNNERS[name](PLACE / name), PLACE / f"{name}.log", Path(os.devnull)))
             print(f"  {turn + 1} {name}: {held[-1].cpu:.1f} CPU s, {held[-1].peak_mb:.0f} MB", file=sys.stderr)
-    print("\n".join(told(costs, asked.turns)))
+    print("\n".join(told(costs, asked.turns)), flush=True)
     for name in costs:
         if name != "peft" and "peft" in costs:
             again("compare", str(PLACE / name), str(PLACE / "peft"))
+    for name in costs:
+        shutil.rmtree(PLACE / name)  # two gigabytes each
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -61,6 +61,7 @@ RACES = (
 
 
 SCRIPTS = {
+    "W3": ("An adapter merged into its base, Llama of 1.1 billion parameters in bf16", ("merge.py --turns {}",)),
     "W5": ("Time to the first step, and 50,000 rows tokenised", ("first_step.py {}", "tokenise.py 50000 {}")),
     "W6": ("Evaluation and 200 answers", ("answers.py {}",)),
 }
