@@ -64,7 +64,7 @@ BEHIND = {
     "jiwer": ("metrics.error_rate",),
     "evaluate": ("metrics.evaluate",),
     "fastapi": ("serving.app", "serving.openai_routes", "serving.row_routes", "cli.serve"),
-    "starlette": ("serving.app", "serving.following"),
+    "starlette": ("serving.app", "serving.following", "serving.openai_routes"),
     "uvicorn": ("serving.server", "cli.serve"),
     "prometheus_client": ("serving.meters", "cli.serve"),
     "gguf": ("models", "exporters.llama_cpp"),

@@ -93,9 +93,12 @@ def check(folder: Path) -> None:
     """ExportError if an export's weights are not those that its certificate speaks of; a run's checkpoints are checked anyway."""
     if (folder / MANUAL).is_file():
         try:
-            Certificate.read(folder)
+            certificate = Certificate.read(folder)
         except ExportError as problem:
             raise ExportError(f"{problem}; export the run again, or serve it unchecked with --no-verify") from None
+        if certificate.forced:
+            told = f"warning: {folder} was exported with --force, as {'; '.join(certificate.missed)}"
+            Console(file=terminal(), highlight=False, soft_wrap=True).print(told)
 
 
 def groups(asked: Asked) -> list[tuple[Any, dict[str, Path]]]:

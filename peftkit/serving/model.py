@@ -27,7 +27,10 @@ from peftkit.serving.uploads import uploaded
 from peftkit.serving.whole import WholeLane
 from peftkit.tasks import Task
 from peftkit.tasks.base import Row
+from peftkit.tasks.causal_lm import CausalLM
+from peftkit.tasks.chat import Chat
 from peftkit.tasks.next_token import padding_id, special_ids
+from peftkit.tasks.seq2seq import Seq2Seq
 
 NO_LIMIT = 1 << 24
 
@@ -66,9 +69,9 @@ class Served:
     @property
     def asks(self) -> str:
         """How it is asked: `chat`, `completion` (a text to be continued, or a source), or `rows`."""
-        if self.task.name == "chat":
+        if isinstance(self.task, Chat):
             return "chat"
-        return "completion" if self.task.name in ("causal_lm", "seq2seq") else "rows"
+        return "completion" if isinstance(self.task, CausalLM | Seq2Seq) else "rows"
 
     @property
     def tokenizer(self) -> Any:
@@ -121,7 +124,7 @@ class Served:
             raise AskedError(f"the model {self.name!r} continues no texts; {self._way()}", "model")
         if not text:
             raise AskedError("the prompt is empty", "prompt")
-        if self.task.name == "seq2seq":
+        if isinstance(self.task, Seq2Seq):
             return self._prompt({"source": text}, "prompt")
         with self.reading:
             try:
@@ -134,7 +137,7 @@ class Served:
 
     def writing(self, prompt: Prompt, manner: Manner, tell: Callable[[Any], None], streams: bool) -> Writing:
         """The job of continuing it."""
-        text = Text(self.decoded, manner.stops, self.asks == "chat" or self.task.name == "seq2seq")
+        text = Text(self.decoded, manner.stops, isinstance(self.task, Chat | Seq2Seq))
         return Writing(
             tell, ids=prompt.ids, ends=prompt.ends, words=prompt.words, manner=manner, text=text, streams=streams
         )
@@ -200,7 +203,7 @@ class Served:
     @property
     def _longest(self) -> int:
         """What is encoded of a prompt: one token too many shows that it is too long, where the task cuts it (a source)."""
-        return self.context + 1 if self.task.name == "seq2seq" and self.context else NO_LIMIT
+        return self.context + 1 if isinstance(self.task, Seq2Seq) and self.context else NO_LIMIT
 
     def _way(self) -> str:
         ways = {"chat": "/v1/chat/completions", "completion": "/v1/completions", "rows": "/predict"}

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from peftkit.serving.asked import Asked, ChatAsked, CompletionAsked
 from peftkit.serving.following import Post, submit, submitted, unless_gone
@@ -77,7 +78,7 @@ class Answer:
         return JSONResponse({**self.head, "object": self.shape.kind, "choices": choices, "usage": usage})
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Its pieces, as server-sent events. The jobs are begun already, and given up when nobody reads any more."""
+        """Its pieces, as server-sent events."""
         written, first = 0, True
         try:
             if self.shape.is_chat:
@@ -99,8 +100,6 @@ class Answer:
             yield b"data: [DONE]\n\n"
         except AskedError as problem:
             yield _data(shaped(problem.status, str(problem), problem.param, problem.code))
-        finally:
-            self.service.worker.cancel(self.jobs)
 
     def begin(self) -> None:
         """Submit the jobs of a stream before its first byte: what is refused then still has a status."""
@@ -120,6 +119,20 @@ class Answer:
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         told = {**self.head, "object": self.shape.chunk, "choices": choices}
         return _data({**told, "usage": usage} if self.include_usage else told)
+
+
+class Stream(StreamingResponse):
+    """A stream whose jobs are under way, and given up when nobody reads any more, even if nobody ever did."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.stream(), media_type="text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.service.worker.cancel(self._answer.jobs)
 
 
 def _data(told: dict[str, Any]) -> bytes:
@@ -173,5 +186,5 @@ async def _answered(
     answer = Answer(service, served, shape, prompts, jobs, post, head, asked.include_usage)
     if asked.stream:
         answer.begin()
-        return StreamingResponse(answer.stream(), media_type="text/event-stream")
+        return Stream(answer)
     return await unless_gone(request, answer.whole()) or Response(status_code=499)

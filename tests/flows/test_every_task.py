@@ -15,6 +15,7 @@ from peftkit.flows.train import train
 from peftkit.tasks import Task
 from tests.cases import CASES
 from tests.matrix import folder_of
+from tests.serving.running import alike, running, uploading
 from tests.tiny import save_tiny
 
 ANSWERS = {
@@ -84,3 +85,10 @@ def test_a_checkpoint_scores_as_in_training_and_answers(case: str, tmp_path: Pat
             name: value for name, value in row.items() if name not in given
         }
         assert answer.keys() - row.keys() == ANSWERS[case]
+    with running({"run": run}) as service:
+        over_http = service.post(
+            "/predict", [uploading(json.loads(line)) for line in blind.read_text().splitlines()]
+        ).json()
+    for answer, expected in zip(over_http, answers, strict=True):
+        assert answer.keys() == ANSWERS[case]
+        assert alike(answer, {name: expected[name] for name in answer})
