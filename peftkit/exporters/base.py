@@ -90,8 +90,7 @@ class Exporter(Choice, kind="exporter", default="merged"):
         """What its logits may differ by, in parts of their size; None: by what rounding to the stored format costs."""
         return None
 
-    @property
-    def stored(self) -> str:
+    def stored(self, reading: Reading) -> str:
         """The format of its weights, where that is none of torch's; empty: the coarsest among its safetensors."""
         return ""
 
@@ -124,6 +123,12 @@ class Exporter(Choice, kind="exporter", default="merged"):
     def example(self, folder: str, reading: Reading) -> str:
         """The Python lines of the model card that open it."""
         raise NotImplementedError
+
+
+def coarse(kind: str, reading: Reading) -> str:
+    """A format of few bits, as a certificate names it: what was trained on a base in 4 bits is rounded to it a second time."""
+    first = reading.strategy.get("quant_type")
+    return f"{kind} (rounded a second time: the base was in {first})" if first else kind
 
 
 def widen(model: nn.Module) -> None:

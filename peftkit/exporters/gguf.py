@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peftkit.errors import ExportError
-from peftkit.exporters.base import Exporter, Reading
+from peftkit.exporters.base import Exporter, Reading, coarse
 from peftkit.exporters.merged import whole
 
 if TYPE_CHECKING:
@@ -34,9 +34,8 @@ class Gguf(Exporter, name="gguf"):
     """How weights are stored. f16 holds merged weights eight times as exactly as bf16 in as much room; q8_0 takes about half
     of that, q4_k_m a third."""
 
-    @property
-    def stored(self) -> str:
-        return self.outtype
+    def stored(self, reading: Reading) -> str:
+        return coarse(self.outtype, reading) if self.outtype.startswith("q") else self.outtype
 
     @property
     def tolerance(self) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import field_validator
 
 from peftkit.errors import ConfigError
-from peftkit.exporters.base import Exporter, Reading
+from peftkit.exporters.base import Exporter, Reading, coarse
 from peftkit.exporters.merged import Merged, whole
 from peftkit.models.inspect import linear_layers
 
@@ -56,9 +56,8 @@ class Quantized(Exporter, name="quantized"):
             raise ValueError(f"{value} is not made: {NOT_SERVED[value]}")
         return value
 
-    @property
-    def stored(self) -> str:
-        return self.method
+    def stored(self, reading: Reading) -> str:
+        return coarse(self.method, reading)
 
     @property
     def tolerance(self) -> float:
@@ -81,8 +80,11 @@ class Quantized(Exporter, name="quantized"):
         """A model without linear layers, or whose own the method does not take."""
         import torch
 
-        with torch.device("meta"):
-            model = task.model_class().from_config(config)
+        try:
+            with torch.device("meta"):
+                model = task.model_class().from_config(config)
+        except ValueError:  # code of its own, which is not run for a question
+            return ""
         if not linear_layers(model):
             return f"a {config.model_type} has no linear layers besides its head's, and nothing else is quantised"
         why = unfit_for_torchao(model) if self.method == "int8" else ""

@@ -128,7 +128,7 @@ def certify(
         rows=sum(rows_in(inputs) for inputs in before.asked.inputs),
         positions=len(before.expected.logits),
         prompts=len(before.asked.prompts),
-        stored=exporter.stored or str(stored).removeprefix("torch."),
+        stored=exporter.stored(reading) or str(stored).removeprefix("torch."),
         figures=figures,
         limits=allowed,
         asked_limits={name: value for name, value in checks.bounds.model_dump().items() if value is not None},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,9 @@ def test_what_a_qlora_run_had_whole_stays_so(tmp_path: Path) -> None:
     again = exporter.open(tmp_path / "out", how)
     assert not [name for name in quantised(again) if name.endswith("down_proj")]
     assert len(quantised(again)) == 12
+    trained_in_four_bits = replace(how, strategy=strategy.model_dump())
+    assert exporter.stored(trained_in_four_bits) == "nf4 (rounded a second time: the base was in nf4)"
+    assert exporter.stored(how) == "nf4"
     found = logits(again, inputs_for("llama"))
     assert 0.01 < float((found - expected).norm() / expected.norm()) < exporter.tolerance
 

@@ -58,6 +58,7 @@ class Engine:
         self.llama = library()
         settings = self.llama.llama_model_default_params()
         settings.vocab_only, settings.n_gpu_layers = words_only, 0
+        HEARD.clear()
         self.model = self.llama.llama_model_load_from_file(str(file).encode(), settings)
         if not self.model:
             raise ModelError(f"{file}: llama.cpp cannot read it ({'; '.join(HEARD) or 'no reason given'})")
@@ -106,13 +107,11 @@ class Engine:
 
     def _make_room(self, length: int, rows: int) -> None:
         """A context in which so many rows of so many tokens fit; what was computed is lost when a larger one is made."""
+        rows = min(rows, self.llama.llama_max_parallel_sequences())
         if length <= self.length and rows <= len(self.held):
             return
-        most: int = (
-            self.llama.llama_max_parallel_sequences() if hasattr(self.llama, "llama_max_parallel_sequences") else 64
-        )
-        rows = min(most, max(rows, len(self.held)))
-        self.length = max(self.length, 256, 1 << (length - 1).bit_length())
+        rows = max(rows, len(self.held))
+        self.length, self.held = max(self.length, 256, 1 << (length - 1).bit_length()), []
         if self.context:
             self.llama.llama_free(self.context)
         settings = self.llama.llama_context_default_params()
