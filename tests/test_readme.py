@@ -65,6 +65,7 @@ def test_its_flags_are_settings() -> None:
         "--trace",
     }  # of data check, eval, bench
     known |= {"--data", "--html", "--fail-if-worse"}  # of compare
+    known |= {"--public", "--replace"}  # of push
     known |= {flag for action in parser()._actions for flag in action.option_strings}  # of merge
     known |= {"--enable-lora", "--max-lora-rank", "--lora-modules", "--model-id"}  # of vLLM and TGI
     known |= {"--" + ".".join(flag.path) for flag in flags(Wanted, {})}  # of export

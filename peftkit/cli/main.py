@@ -21,6 +21,7 @@ COMMANDS = {
     "export": ("export", "Turn a run into what can be deployed: its adapter, or the merged model."),
     "merge": ("merge", "Fold adapters of PEFT's format, made by any tool, into their base."),
     "verify": ("verify", "Check an export anywhere: its files, its base and its answers, against its certificate."),
+    "push": ("push", "Upload an export to the hub: what was certified, private unless you say otherwise."),
     "eval": ("evaluate", "Score a trained model on a file, with intervals and by any column."),
     "predict": ("evaluate", "Write a trained model's answers beside the rows of a file."),
     "serve": ("serve", "Serve trained models over HTTP: OpenAI's routes for texts, /predict for rows."),
