@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,32 @@ INPUTS = {
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
 }
 """Kinds that are inputs or computations beside the layers: no weight of the base could hold them."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _is_pattern(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_number, value.values())))
+
+
+def _are_names(value: Any) -> bool:
+    return (
+        value is None
+        or isinstance(value, str)
+        or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    )
+
+
+RIGHT: Mapping[str, Callable[[Any], bool]] = {
+    "lora_alpha": lambda value: value is None or _is_number(value),
+    "rank_pattern": _is_pattern,
+    "alpha_pattern": _is_pattern,
+    "target_modules": _are_names,
+    "modules_to_save": _are_names,
+}
+"""What a setting must be, wherever the file is from."""
 NO_ADAPTER = {
     "arrow_config": "routes each token to another adapter",
     "alora_invocation_tokens": "acts on the tokens after an invocation only",
@@ -103,6 +129,9 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
             f"--adapter {folder} is of the kind {kind}, which is no change of the base's weights: it cannot be merged;"
             " serve it beside the base"
         )
+    strange = next((name for name, is_right in RIGHT.items() if not is_right(config.get(name))), None)
+    if strange is not None:
+        raise ModelError(f"--adapter {folder / CONFIG}: its {strange} is {config[strange]!r}, which says nothing")
     for name, why in NO_ADAPTER.items():
         if config.get(name):
             raise ModelError(f"--adapter {folder}: its {name} {why}, so it cannot be merged")
@@ -124,7 +153,9 @@ def needs_base(config: Mapping[str, Any]) -> str:
 def scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
     """The rank that the configuration gives a module, and what its product is multiplied by."""
     rank = of_pattern(config.get("rank_pattern"), module, config.get("r", 8))
-    alpha = of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    if not _is_number(rank):
+        raise ModelError(f"the adapter's rank is {rank!r} for {module}, which is none")
+    alpha = of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha") or 8)
     return rank, alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 

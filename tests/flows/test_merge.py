@@ -137,6 +137,11 @@ A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (other(peft_type=3), "does not say what kind"),
         (other(megatron_config={"a": 1}), "its megatron_config belongs to Megatron's layers"),
         (other(layer_replication=[[0, 2], [1, 2]]), "repeats layers"),
+        (other(r="many"), "rank is 'many'"),
+        (other(r=0), "rank is 0"),
+        (other(lora_alpha=[1]), r"its lora_alpha is \[1\]"),
+        (other(rank_pattern={"q_proj": None}), "its rank_pattern is"),
+        (other(target_modules=[3]), "its target_modules is"),
         (other(r=8), "is of rank 4, and its settings say 8"),
         (other(target_modules="(q_proj"), "a pattern that is none"),
         (other(base_model_name_or_path="x", unheard_of=3), "sets unheard_of, which the installed PEFT"),
@@ -194,7 +199,7 @@ def test_wrong_words_get_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("harm", ["shard", "index", "cut", "quantised"])
+@pytest.mark.parametrize("harm", ["shard", "index", "cut", "quantised", "config"])
 def test_a_wrong_base_gets_a_sentence(
     harm: str, made: Path, tmp_path: Path, said: Callable[..., tuple[int, str]]
 ) -> None:
@@ -207,12 +212,17 @@ def test_a_wrong_base_gets_a_sentence(
         (base / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
     elif harm == "cut":
         first.write_bytes(first.read_bytes()[:-3])
+    elif harm == "config":  # asked for where the adapter stands on more than plain layers
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps({**config, "num_hidden_layers": "two"}))
     else:
         config = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    code, told = said("--base", base, "--adapter", made / "adapter", "--out", tmp_path / "out")
+    adapters = [made / "adapter", made / "second"] if harm == "config" else [made / "adapter"]
+    code, told = said("--base", base, "--adapter", *adapters, "--out", tmp_path / "out")
     assert code == 2
     expected = {
+        "config": "its model cannot be made",
         "shard": "is missing, though",
         "index": "no index",
         "cut": "cut short",
