@@ -197,7 +197,8 @@ class OpenVinoPart(Part):
         )
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = self.request.infer({name: value.numpy() for name, value in inputs.items()}, share_inputs=True)
+        # Copied in: a cache's tensors are let go of between two calls, and a request would keep looking at them.
+        found = self.request.infer({name: value.numpy() for name, value in inputs.items()}, share_inputs=False)
         return {port.get_any_name(): torch.from_numpy(found[port]) for port in self.compiled.outputs}
 
 
