@@ -89,7 +89,7 @@ def read(
 ) -> Asked:  # fmt: skip
     held = [read_adapter(found(adapter)) for adapter in adapters]
     named = base or held[0].config.get("base_model_name_or_path")
-    if not named:
+    if not named or not isinstance(named, str):
         raise ConfigError("--base: the adapter does not say what it stands on; name its base")
     manual = reading_of(held[0])
     how = None

@@ -92,6 +92,17 @@ def test_a_link_out_of_the_adapters_folder_is_not_followed(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("named", [None, "", 3])
+def test_without_a_base_the_adapter_must_name_one(
+    named: Any, made: Path, tmp_path: Path, said: Callable[..., tuple[int, str]]
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(made / "adapter", adapter)
+    other(base_model_name_or_path=named)(adapter)
+    code, told = said("--adapter", adapter, "--out", tmp_path / "out")
+    assert (code, "name its base" in told) == (2, True)
+
+
 def test_several_adapters_by_the_command(made: Path, tmp_path: Path, said: Callable[..., tuple[int, str]]) -> None:
     out = tmp_path / "out"
     words = ["--base", made / "base", "--adapter", made / "adapter", made / "second", "--out", out]
