@@ -19,7 +19,8 @@ import torch
 
 from peftkit.engine.world import joined
 from peftkit.errors import ConfigError, ExportError
-from peftkit.flows.serve import Asked, named, opened
+from peftkit.evaluation.certificate import Certificate
+from peftkit.flows.serve import Asked, check, named, opened
 from tests.launch import ROOT
 from tests.serving.running import QUESTIONS, chat_run, exported, predicted
 
@@ -90,6 +91,18 @@ def test_an_export_that_was_changed_is_not_served(adapters: tuple[Path, Path], t
         assert opened(Asked({"a": folder}, verify=False), world)[0].name == "a"
 
 
+def test_an_export_that_was_forced_is_served_with_a_warning(
+    adapters: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(adapters[0], tmp_path / "forced"))
+    changes = {"forced": True, "missed": ("its text is another one",)}
+    Certificate.read(folder).model_copy(update=changes).write(folder)
+    check(folder)
+    assert "exported with --force, as its text is another one" in capsys.readouterr().out
+    check(adapters[0])
+    assert not capsys.readouterr().out
+
+
 @contextmanager
 def started(*words: str | Path, **env: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """The command as its own process, its address, and the lines that it said until then."""
@@ -121,6 +134,7 @@ def test_the_command_answers_and_ends_well(adapters: tuple[Path, Path], tmp_path
     everywhere = ("--host", "0.0.0.0")  # noqa: S104
     with started(f"mine={adapters[0]}", *everywhere, PEFTKIT_API_KEY="secret-key") as (process, url, said):
         assert any("serving mine (chat)" in line for line in said)
+        assert not any("warning: whoever" in line for line in said)
         headers = {"Authorization": "Bearer secret-key"}
         body = {"model": "mine", "messages": [{"role": "user", "content": QUESTIONS[0]}]}
         found = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
@@ -141,7 +155,9 @@ def test_the_command_answers_and_ends_well(adapters: tuple[Path, Path], tmp_path
 
 
 def test_what_does_not_end_in_time_is_ended(adapters: tuple[Path, Path]) -> None:
-    with started(adapters[0], "--grace", "1s", "--batch", "1") as (process, url, _):
+    open_to_all = ("--host", "0.0.0.0")  # noqa: S104
+    with started(adapters[0], "--grace", "1s", "--batch", "1", *open_to_all) as (process, url, said):
+        assert any("whoever reaches 0.0.0.0 can use it; set PEFTKIT_API_KEY" in line for line in said)
         body = {"prompt": ["a"] * 64, "max_tokens": 120, "n": 3, "model": "run", "stream": True}
         told = []
         with suppress(httpx.RemoteProtocolError), httpx.stream("POST", f"{url}/v1/completions", json=body) as stream:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
 import openai
 import pytest
+from starlette.requests import ClientDisconnect
 
+from peftkit.serving.openai_routes import Stream
 from tests.serving.conftest import Chats
 from tests.serving.running import QUESTIONS, Running, running
 
@@ -270,3 +273,24 @@ def test_a_request_that_breaks_the_model_harms_no_other(chats: Chats) -> None:
         assert [one.json()["choices"][0]["message"]["content"] for one in good] == chats.answers["one"]
         assert bad.status_code == 500
         assert bad.json()["error"]["message"] == "the model cannot compute this (RuntimeError)"
+
+
+def test_a_stream_that_nobody_ever_reads_is_given_up() -> None:
+    """One who leaves between his request and the first byte."""
+    given_up: list[Any] = []
+
+    class Unread:
+        jobs = ("a job",)
+        service = SimpleNamespace(worker=SimpleNamespace(cancel=given_up.extend))
+
+        async def stream(self) -> Any:
+            raise AssertionError("it is not read")
+            yield b""
+
+    async def gone(*words: Any) -> Any:
+        raise ConnectionAbortedError
+
+    stream = Stream(Unread())  # type: ignore[arg-type]
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(stream({"type": "http", "asgi": {"spec_version": "2.4"}}, gone, gone))
+    assert given_up == ["a job"]
