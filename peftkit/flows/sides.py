@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from peftkit.config.sections import Model
@@ -23,7 +24,7 @@ from peftkit.models.load import Base, context_limit, load
 from peftkit.run_folder import STEP
 from peftkit.strategies.full import Full
 from peftkit.tasks import Task
-from peftkit.tasks.base import Record, Row
+from peftkit.tasks.base import Features, Record, Row
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,19 @@ def answered(trained: Trained, rows: Sequence[Row], how: How, world: World) -> A
     max_length = min(trained.data.max_length, trained.context or trained.data.max_length)
     encoder = Encoder(trained.task, trained.processor, max_length, trained.data.truncate, trained.data.stride)
     encoded = encode_rows(encoder, rows)
-    windows = [[] if row in encoded.problems else own for row, own in enumerate(encoded.windows)]
+    windows = [[] if row in encoded.problems else [*map(wide, own)] for row, own in enumerate(encoded.windows)]
     if trained.task.reference:
         join_reference(placed(trained.start(), world.device), trained, windows, how, world)
     records = judged(trained, rows, windows, how, world)
     return Answered(trained.task, records, {row: str(why) for row, why in encoded.problems.items()})
+
+
+def wide(window: Features) -> Features:
+    """With the integers that torch takes for labels: rows that are encoded many at once have smaller ones."""
+    return {
+        name: value.astype(np.int64) if isinstance(value, np.ndarray) and value.dtype == np.int32 else value
+        for name, value in window.items()
+    }
 
 
 def in_one_order(sides: Sequence[Answered], rows: Sequence[int]) -> tuple[Task, list[list[Record]]]:

@@ -44,7 +44,8 @@ def numbers(comparison: Comparison) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     labels = [side.label for side in comparison.sides]
     for name in ("", *labels, "difference", "p", "corrected", ""):
-        table.add_column(Text(name), justify="right" if name else "left", no_wrap=True)
+        # Where there is no room, intervals are wrapped, and nothing is cut.
+        table.add_column(Text(name), justify="right" if name else "left", no_wrap=name not in (*labels, "difference"))
     for one in comparison.differences:
         ends = one.intervals or (None, None, None)
         told = verdict_of(one, labels[1])
@@ -77,7 +78,7 @@ def signed_short(value: float) -> str:
 
 def between(ends: Interval | None) -> str:
     """An interval as one reads it; nothing where there is none."""
-    return "" if ends is None or math.isnan(ends[0]) else f"{short(ends[0])} to {short(ends[1])}"
+    return "" if ends is None or math.isnan(ends[0]) else f"{ends[0]:.3g} to {ends[1]:.3g}"
 
 
 def odds(p: float) -> str:

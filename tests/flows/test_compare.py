@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -170,6 +171,14 @@ def test_labels_in_another_order_are_the_same_labels() -> None:
     tags = sides.Answered(sides.Task.model_validate("token_classification"), {}, {})
     with pytest.raises(ConfigError, match="one learnt --task sequence_classification, the other --task token_class"):
         sides.in_one_order((one, tags), [])
+
+
+def test_labels_are_integers_that_torch_takes_for_a_loss() -> None:
+    """Rows that are encoded many at once have int32, and a model that is another program has no loss of its own."""
+    window = {"labels": np.array([1, 2], np.int32), "input_ids": [1, 2], "weight": np.float32(1)}
+    found = sides.wide(window)
+    assert found["labels"].dtype == np.int64 and found["labels"].tolist() == [1, 2]
+    assert (found["input_ids"], found["weight"]) == ([1, 2], 1.0)
 
 
 def test_the_commands(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

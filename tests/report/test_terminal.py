@@ -19,12 +19,19 @@ def text_of(rows: int = 9, width: int = 200) -> str:
 def test_it_tells_numbers_tests_groups_and_rows() -> None:
     text = text_of()
     for words in (
-        "0.5000", "0.7000 to 0.8000", "+0.2500", "0.010", "0.020", "B is better", "not tested",
+        "0.5000", "0.7 to 0.8", "+0.2500", "0.010", "0.020", "B is better", "not tested",
         "McNemar's exact test", "2,000 exchanges", "1 fixed, 1 broken, 2 otherwise wrong, 1 same",
         "right before, wrong now", "loss 5.000 -> 1.000", "could not be read for A", "a note",
     ):  # fmt: skip
         assert words in text, words
     assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_narrow_terminals_cut_no_number() -> None:
+    text = text_of(width=80)
+    assert "…" not in text.split("McNemar")[0]
+    for words in ("0.010", "0.020", "B is better", "accuracy"):
+        assert words in text
 
 
 def test_so_many_rows_as_are_asked_for() -> None:
