@@ -95,7 +95,7 @@ class Probe(Frozen):
 
     seed: int
     inputs: dict[str, dict[str, Any]]
-    """How each input is made: its `shape`, what is drawn (ids, normal, ones, zeros), and of ids the range and those left out."""
+    """How each input is made: its `shape`, what is drawn (ids, normal, ones, zeros); of ids the range, those left out, the last."""
     positions: int
     width: int
     """Classes at each position."""

@@ -93,11 +93,12 @@ def learnt(reference: Answer, export: Answer, untrained: Answer | None) -> tuple
     """The least-squares c of export - untrained = c (reference - untrained), over all logits, and its standard error.
 
     Rounding pulls the logits hither and thither and leaves c near 1; an adapter that was scaled wrongly, or lost a layer, does not.
-    The error is a ratio estimator's, each position one draw.
+    The error is a ratio estimator's, each position one draw. The untrained model may have been asked the first positions only.
     """
-    if untrained is None or untrained.logits.shape != reference.logits.shape:
+    if untrained is None or untrained.logits.shape[-1] != reference.logits.shape[-1]:
         return None, None
-    three = zip(*(torch.split(answer.logits, TOGETHER) for answer in (reference, export, untrained)), strict=True)
+    asked = len(untrained.logits)
+    three = zip(*(torch.split(one.logits[:asked], TOGETHER) for one in (reference, export, untrained)), strict=True)
     products, squares = (torch.cat(column) for column in zip(*(along(*few) for few in three), strict=True))
     total = float(squares.sum())
     if total <= 0 or not products.isfinite().all():

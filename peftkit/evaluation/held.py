@@ -23,7 +23,7 @@ from peftkit.tasks import Task
 Batches = Sequence[tuple[Sequence[int], Mapping[str, Any]]]
 """Each behind the numbers of its windows in the split."""
 Records = list[tuple[int, Record]]
-SECONDS = 6.0
+SECONDS = 3.0
 """After so long the trained model is given no further batch: an export is not to take longer for it than it must."""
 
 

@@ -39,7 +39,10 @@ def recipe(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, dict[str, A
             shape[-1] = min(longest, LENGTH)
         made[name] = {"shape": shape, "draw": kind(name, value)}
         if made[name]["draw"] == "ids":
-            made[name] |= {"below": vocabulary(model), "without": special(plain_model(model).config)}
+            config = plain_model(model).config
+            made[name] |= {"below": vocabulary(model), "without": special(config)}
+            if name == "input_ids" and config.is_encoder_decoder and isinstance(config.eos_token_id, int):
+                made[name]["last"] = config.eos_token_id  # BART classifies by the state there
     return made
 
 
@@ -72,7 +75,10 @@ def drawn(how: Mapping[str, Any], seed: int) -> Tensor:
     numbers, shape = np.random.RandomState(seed), tuple(how["shape"])
     if how["draw"] == "ids":
         allowed = np.setdiff1d(np.arange(how["below"]), how["without"])
-        return torch.from_numpy(allowed[numbers.randint(0, len(allowed), shape)])
+        ids = torch.from_numpy(allowed[numbers.randint(0, len(allowed), shape)])
+        if "last" in how:
+            ids[..., -1] = how["last"]
+        return ids
     if how["draw"] == "normal":
         return torch.from_numpy(numbers.standard_normal(shape).astype(np.float32))
     return torch.full(shape, int(how["draw"] == "ones"))

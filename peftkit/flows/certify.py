@@ -29,6 +29,8 @@ from peftkit.tasks.base import Batch
 from peftkit.tracking.quiet import terminal
 
 NO_BOUNDS = Bounds()
+SOME = 4
+"""Batches that the untrained model is asked: its share of an export's time stays small."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Before:
     made: dict[str, dict[str, Any]]
     """The probe's recipe."""
     probe: Question
-    probed: Answer
+    probed: Answer | None
+    """None for a model that takes no inputs of the kind that a probe makes; its certificate has none then."""
     held: Held | None
     records: Records
     cost: Cost
@@ -66,6 +69,7 @@ def interview(model: nn.Module, task: Task, batches: Sequence[Batch], held: Held
     asked = question(model, task, batches)
     expected = answer(model, asked)
     made, probing = probe.probing(model, asked.inputs[0], asked.each)
+    probed = answered(model, probing)
     records: Records = []
     if held:
         held, records = recorded_in_time(model, held, task)
@@ -77,7 +81,7 @@ def interview(model: nn.Module, task: Task, batches: Sequence[Batch], held: Held
         untrained=untrained(model, asked),
         made=made,
         probe=probing,
-        probed=answer(model, probing),
+        probed=probed,
         held=held,
         records=records,
         cost=Cost(bytes=size_in_memory(model), tokens_per_second=took.tokens, rows_per_second=took.rows),
@@ -85,12 +89,19 @@ def interview(model: nn.Module, task: Task, batches: Sequence[Batch], held: Held
     )
 
 
+def answered(model: nn.Module, probing: Question) -> Answer | None:
+    try:
+        return answer(model, probing)
+    except (ValueError, RuntimeError, IndexError, KeyError, TypeError):
+        return None
+
+
 def untrained(model: Any, asked: Question) -> Answer | None:
-    """The logits of the model as if it had not been trained, where that can be had of it."""
+    """The logits of the first batches by the model as if it had not been trained, where that can be had of it."""
     if not hasattr(model, "disable_adapter"):
         return None
     with model.disable_adapter():
-        return answer(model, Question(asked.inputs, asked.positions, each=asked.each))
+        return answer(model, Question(asked.inputs[:SOME], asked.positions[:SOME], each=asked.each))
 
 
 def certify(
@@ -103,7 +114,7 @@ def certify(
     held = before.held
     errand = Errand(
         before.asked,
-        before.probe,
+        before.probe if before.probed else None,
         batches=held.batches if held else (),
         task=before.task if held else None,
         generate=held.generate if held else None,
@@ -137,7 +148,9 @@ def certify(
         scored=scored,
         metrics=metrics,
         costs={"export": cost_of(report, folder), "trained": before.cost},
-        probe=probe.certified(before.made, before.probe, before.probed, report.probe) if report.probe else None,
+        probe=probe.certified(before.made, before.probe, before.probed, report.probe)
+        if before.probed and report.probe
+        else None,
         files={},
         versions=report.versions,
         **known,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from peftkit.cli.main import main
 from peftkit.errors import ConfigError
-from peftkit.evaluation import fresh
 from peftkit.evaluation.certificate import CARD, CERTIFICATE, Certificate, files_of
 from peftkit.exporters import Exporter
 from peftkit.flows.export import export
 from peftkit.flows.verify import Asked, Verdict, verify
 from peftkit.run_folder import RunFolder
 from tests.flows.test_export import trained_run
+from tests.fresh import in_this_process
 from tests.tiny import save_tiny
 
 Harm = Callable[[Path], None]
@@ -31,17 +29,7 @@ Harm = Callable[[Path], None]
 
 @pytest.fixture(scope="module", autouse=True)
 def here() -> Iterator[None]:
-    """What a fresh process does is done in this one: the real one is started by the tests of exports."""
-
-    def run(words: list[str], **_: Any) -> SimpleNamespace:
-        try:
-            fresh.main(Path(words[-1]))
-        except Exception:
-            return SimpleNamespace(returncode=1, stderr=traceback.format_exc())
-        return SimpleNamespace(returncode=0, stderr="")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fresh, "subprocess", SimpleNamespace(run=run))
+    with in_this_process():
         yield
 
 
