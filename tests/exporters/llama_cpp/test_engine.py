@@ -26,17 +26,16 @@ def test_rows_do_not_depend_on_each_other(file: Path) -> None:
         assert torch.equal(engine.logits([first], [40])[0], together[0])
 
 
-def test_a_row_goes_on_from_what_it_had_in_common(file: Path) -> None:
+def test_a_row_goes_on_from_what_it_had_in_common(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rows(1, 30, 0)["input_ids"][0].tolist()
     with Engine(file, exact=True) as engine:
         expected = engine.logits([whole], [30])[0]
     with Engine(file, exact=True) as engine:
         engine.logits([[*whole[:20], 5, 6, 7]], [1])
-        calls = []
-        decode = engine.llama.llama_decode
-        engine.llama = type("Counted", (), {"__getattr__": lambda _, name: getattr(library, name)})()
-        library = __import__("llama_cpp")
-        engine.llama.llama_decode = lambda context, batch: calls.append(batch.n_tokens) or decode(context, batch)
+        calls, decode = [], engine.llama.llama_decode
+        monkeypatch.setattr(
+            engine.llama, "llama_decode", lambda context, batch: calls.append(batch.n_tokens) or decode(context, batch)
+        )
         found = engine.logits([whole], [2])[0]
     assert calls == [10]
     torch.testing.assert_close(found, expected[-2:], atol=1e-4, rtol=1e-4)
