@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from peftkit.config.sections import Model
 from peftkit.engine.world import joined
@@ -226,9 +227,10 @@ def scored(folder: Path, manual: Manual, certificate: Certificate, asked: Asked)
 
 def table(verdict: Verdict) -> Table:
     """What the certificate says, and what was found now."""
-    shown = Table("", "found", "certified or allowed", title=str(verdict.folder), title_justify="left")
+    shown = Table("", "found", "certified or allowed", title=Text(str(verdict.folder)), title_justify="left")
     for check in verdict.checks:
-        shown.add_row(check.name, f"[red]{check.found}[/]" if check.problems else check.found, check.expected)
+        # As text: a path or a message may hold what rich would read as markup.
+        shown.add_row(check.name, Text(check.found, style="red" if check.problems else ""), Text(check.expected))
     if verdict.certificate:
         shown.add_section()
         for name, found, allowed in [*compared(verdict.certificate), *costs(verdict.certificate)]:
