@@ -16,8 +16,10 @@ def run(words: list[str]) -> int:
         "Check an export: its files, its base, and what it answers, against its certificate. 0 if all is well, else 1."
     )
     parser = Parser("verify", told)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="RUN/export/NAME, or a copy of it")
-    base = "folder or hub name of an adapter's base (default: where it lay when the export was made)"
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="RUN/export/NAME or a copy of it, or what peftkit merge wrote"
+    )
+    base = "folder or hub name of an adapter's or a merge's base (default: where it lay then)"
     parser.add_argument("--base", help=base)
     parser.add_argument("--rows", metavar="FILE", help="also score it on the first 64 of these rows")
     parser.add_argument("--full", action="store_true", help="hash the base anew, and score all of --rows")

@@ -1,6 +1,7 @@
 """`peftkit verify FOLDER`: whether an export is still what was certified, on any machine and without the run.
 
 Its files are hashed, its base is, and it is opened in a fresh process by what serves it and asked the certificate's probe again.
+What `peftkit merge` wrote has no certificate: it is merged again (`flows.remerge`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from peftkit.flows.certify import compared, costs
 from peftkit.flows.evaluate import Asked as Scored
 from peftkit.flows.evaluate import metrics_of, prepare_rows, scores
 from peftkit.flows.trained import from_export, manual_of
+from peftkit.merging.beside import PROVENANCE
 from peftkit.models.find import find
 from peftkit.models.load import base_files, fingerprint
 from peftkit.tracking.quiet import chatter_to
@@ -90,9 +92,14 @@ class Verdict:
 def verify(folder: Path, asked: Asked, verbose: bool = False) -> Verdict:
     """Check the export in `folder`. ConfigError if there is none; whatever else is wrong stands in the verdict."""
     folder = folder.expanduser()
+    if (folder / PROVENANCE).is_file() and not (folder / CERTIFICATE).is_file():
+        from peftkit.flows import remerge
+
+        with chatter_to(None, verbose):
+            return Verdict(folder, None, list(remerge.checks(folder, asked.base, asked.trust)))
     if not (folder / CERTIFICATE).is_file() and not (folder / MANUAL).is_file():
         what = "that is no export" if folder.is_dir() else "there is no such folder"
-        raise ConfigError(f"{folder}: {what}; name RUN/export/NAME or a copy of one")
+        raise ConfigError(f"{folder}: {what}; name RUN/export/NAME or a copy of one, or what peftkit merge wrote")
     verdict = Verdict(folder)
     try:
         verdict.certificate = certificate = Certificate.load(folder)
