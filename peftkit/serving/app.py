@@ -1,9 +1,10 @@
-"""The application: OpenAI's routes, /predict, a page to try the model, and what those ask who look after it."""
+"""The application: OpenAI's routes, /predict, pages to try the model and to read what can be asked, and what its keepers ask."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -26,7 +27,7 @@ from peftkit.serving.service import Service
 from peftkit.serving.worker import where
 
 log = logging.getLogger(__name__)
-PAGE = Path(__file__).with_name("page.html")
+PAGE, DOCS = (Path(__file__).with_name(name) for name in ("page.html", "docs.html"))
 PARTS = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 HERE = ["127.0.0.1", "localhost", "[::1]"]
 
@@ -47,7 +48,7 @@ def application(service: Service, key: str | None = None, only_here: bool = True
     app.include_router(openai_routes.routes(service))
     app.include_router(row_routes.routes(service))
     _add_care(app, service)
-    _add_page(app)
+    _add_pages(app)
     _add_problems(app)
     if key is None and only_here:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=HERE, www_redirect=False)
@@ -74,13 +75,19 @@ def _add_care(app: FastAPI, service: Service) -> None:
         return Response(service.meters.text(), media_type=service.meters.content_type)
 
 
-def _add_page(app: FastAPI) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    headers = {"content-security-policy": policy(page)}
+def _add_pages(app: FastAPI) -> None:
+    page, docs = (file.read_text(encoding="utf-8") for file in (PAGE, DOCS))
+    # FastAPI's own /docs has its scripts from elsewhere.
+    told = json.dumps(app.openapi()).replace("<", "\\u003c")
+    docs = docs.replace(">OPENAPI<", f">{told}<")
 
     @app.get("/", include_in_schema=False)
     async def show() -> Response:
-        return HTMLResponse(page, headers=headers)
+        return HTMLResponse(page, headers={"content-security-policy": policy(page)})
+
+    @app.get("/docs", include_in_schema=False)
+    async def tell() -> Response:
+        return HTMLResponse(docs, headers={"content-security-policy": policy(docs)})
 
 
 def policy(page: str) -> str:

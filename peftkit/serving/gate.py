@@ -20,7 +20,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-OPEN = ("/", "/health", "/ready")
+OPEN = ("/", "/docs", "/health", "/ready")
 """What needs no key: it says nothing of the model."""
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),

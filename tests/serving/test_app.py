@@ -109,6 +109,14 @@ def test_those_who_look_after_it_are_answered(chatting: Running) -> None:
     assert httpx.get(f"{chatting.url}/nowhere").json()["error"]["message"] == "GET /nowhere is not answered here"
 
 
+def test_what_can_be_asked_is_told_on_a_page(page: Page, chatting: Running) -> None:
+    page.goto(f"{chatting.url}/docs")
+    told = page.locator("main").inner_text()
+    assert {path for path in httpx.get(f"{chatting.url}/openapi.json").json()["paths"] if path not in told} == set()
+    chat = page.locator("details", has_text="/v1/chat/completions")
+    assert "list of" in chat.inner_text() and "temperature" in chat.inner_text()
+
+
 def test_a_service_that_stops_says_so(chatting: Running) -> None:
     chatting.service.stopping = True
     try:
