@@ -83,9 +83,9 @@ def a_resumed_run_keeps_what_was_found(world: World, folder: Path) -> None:
     world.wait()
     if world.first:
         file = folder / "run/config.yaml"
-        found = f"tokens: {batch_of(folder / 'run')['tokens']}}}"
-        assert found in file.read_text()
-        file.write_text(file.read_text().replace(found, "tokens: 7}"))
+        found = f", tokens: {batch_of(folder / 'run')['tokens']},"
+        assert file.read_text().count(found) == 1
+        file.write_text(file.read_text().replace(found, ", tokens: 7,"))
     world.wait()
     train(Run.model_validate({**told, "resume": True}))
     world.wait()
@@ -150,7 +150,7 @@ def test_alone_it_is_the_run_with_that_number(tmp_path: Path, zero: str) -> None
 )
 def test_a_run_that_names_no_size_gets_the_longest_rows(batch: Any, lengths: list[int], expected: Any) -> None:
     run = with_tokens(Run.model_validate({"batch": batch}), SimpleNamespace(train=SimpleNamespace(lengths=lengths)))
-    assert run.batch.model_dump() == {"total": 16, **expected}
+    assert run.batch.model_dump(include={"total", *expected}) == {"total": 16, **expected}
     assert with_tokens(run, SimpleNamespace(train=SimpleNamespace(lengths=[9]))) == run, "a run that goes on keeps it"
 
 
