@@ -50,7 +50,9 @@ class Merged:
         self.base, self.dtype = model.get_base_model(), dtype
         self.changes = Layers(model, self.read)
         packed = any(is_packed(weight) for weight in self.base.parameters())
-        self.changes.loaded_in = float_dtype(self.base) if packed else torch.float32
+        # On its way to another format nothing is rounded to the base's.
+        as_loaded = packed and dtype == float_dtype(self.base)
+        self.changes.loaded_in = dtype if as_loaded else torch.float32
         self.values = self.present()
         self.parted = self.differing()
 

@@ -116,8 +116,8 @@ class Unlucky(Chat, name="unlucky"):
 def whole(desk: Desk) -> str:
     """A run that nothing happens to; it was submitted three times."""
     first = desk.submit("whole")
+    said = desk.submit("whole", "--steps=121", code=2)  # at once: it has not ended by now
     assert desk.submit("whole") == desk.submit("whole", "--steps=120") == first, "one job for one run"
-    said = desk.submit("whole", "--steps=121", code=2)
     assert f"has job {first}" in said and "another --steps" in said
     assert desk.wait("whole", first)["JobState"] == "COMPLETED", desk.log("whole", first)[-6000:]
     return first
