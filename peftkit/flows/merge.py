@@ -171,12 +171,22 @@ def fill(folder: Path, asked: Asked, plan: Plan | None, why: str) -> None:
         with bar(plan.size) as told:
             stream.write(plan.entries, folder, asked.limit, told)
         stream.check(plan.entries, folder)
-    copy_beside(asked.base.folder, asked.adapters[0].folder, folder, "auto_map" in asked.base.config)
+    copy_readers(asked, folder)
     write_json(folder / PROVENANCE, redact_all(provenance(asked, plan, why)))
     if plan is not None:
-        padding = {"pad_token_id": asked.reading.padding} if asked.reading and asked.reading.padding is not None else {}
-        write_json(folder / "config.json", plan.config | padding)
+        write_json(folder / "config.json", configuration(asked, plan))
     synchronise_all(folder)
+
+
+def copy_readers(asked: Asked, folder: Path) -> None:
+    """Copy what reads rows and what writes texts into the folder."""
+    copy_beside(asked.base.folder, asked.adapters[0].folder, folder, "auto_map" in asked.base.config)
+
+
+def configuration(asked: Asked, plan: Plan) -> dict[str, Any]:
+    """config.json of a streamed merge."""
+    known = asked.reading is not None and asked.reading.padding is not None
+    return plan.config | ({"pad_token_id": asked.reading.padding} if known and asked.reading else {})
 
 
 def lines(asked: Asked, plan: Plan | None, why: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from peftkit.cache import cache_root, digest
 from peftkit.errors import ConfigError, ModelError, PeftkitError
-from peftkit.flows.merge import Asked, planned, reading_of
+from peftkit.flows.merge import Asked, configuration, copy_readers, planned, reading_of
 from peftkit.flows.verify import Check
 from peftkit.merging.adapter import read_adapter
 from peftkit.merging.base import find_base, read_base
@@ -30,14 +31,17 @@ def checks(folder: Path, base: str | None, trust: bool) -> Iterator[Check]:
         held = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         places = {"base": (Path(base or held["base"]["folder"]), held["base"]["sha256"])}
         places |= {f"adapter {one['folder']}": (Path(one["folder"]), one["sha256"]) for one in held["adapters"]}
+        for _, known in places.values():
+            dict(known.items())
         asked = _asked(held, find_base(str(places["base"][0]), None), trust)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         raise ConfigError(f"{folder / PROVENANCE} cannot be read, or names what is not here: {problem}") from problem
     places["base"] = (asked.base.folder, places["base"][1])
     sources = [_unchanged(name, place, known) for name, (place, known) in places.items()]
     yield from sources
     if not any(check.problems for check in sources):
         yield _weights(folder, asked)
+        yield _readers(folder, asked)
 
 
 def _asked(held: Mapping[str, Any], base: Path, trust: bool) -> Asked:
@@ -79,11 +83,29 @@ def _weights(folder: Path, asked: Asked) -> Check:
     except PeftkitError as problem:
         return Check("weights", "unreadable", "", (str(problem),))
     said = [sentence for sentence in wrong if sentence] + [f"{name} is no tensor of the merge" for name in written]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    said += [f"config.json: {name} is another" for name, value in plan.config.items() if config.get(name) != value]
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as problem:
+        return Check("weights", "no configuration", "", (f"{folder / 'config.json'} cannot be read: {problem}",))
+    expected = configuration(asked, plan)
+    named = sorted(config.keys() | expected.keys())
+    said += [f"config.json: {name} is another" for name in named if config.get(name) != expected.get(name)]
     count = len(plan.entries)
     same = count - sum(map(bool, wrong))
     return Check("weights", f"{same} bit for bit what base and adapters give", f"{count} tensors", tuple(said))
+
+
+def _readers(folder: Path, asked: Asked) -> Check:
+    """Tokenizer, chat template and what else was copied: the same files, byte for byte."""
+    with TemporaryDirectory() as copied:
+        copy_readers(asked, Path(copied))
+        files = sorted(Path(copied).iterdir())
+        wrong = [
+            f"{folder / file.name} {'is another' if (folder / file.name).is_file() else 'is missing'}"
+            for file in files
+            if not (folder / file.name).is_file() or (folder / file.name).read_bytes() != file.read_bytes()
+        ]
+    return Check("tokenizer, templates", f"{len(files) - len(wrong)} as merged", f"{len(files)} files", tuple(wrong))
 
 
 def _differs(entry: Entry, stored: Stored | None) -> str:

@@ -22,18 +22,13 @@ from safetensors.torch import load_file, save_file
 from peftkit.cli.main import main
 from peftkit.errors import DiskError
 from peftkit.flows.merge import merge
-from tests.merging.made import a_base, an_adapter, assert_same, merged_by_peft, opened, weights
+from tests.merging.made import assert_same, merged_by_peft, opened, two_adapters, weights
 from tests.mounts import small_disk
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base in shards, and two adapters on it."""
-    folder = tmp_path_factory.mktemp("merge")
-    base = a_base(folder / "base", shard="60KB")
-    for name, seed in (("adapter", 1), ("second", 2)):
-        an_adapter(folder / name, opened(base), seed, target_modules="all-linear")
-    return folder
+    return two_adapters(tmp_path_factory.mktemp("merge"))
 
 
 @pytest.fixture

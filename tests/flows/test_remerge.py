@@ -14,16 +14,13 @@ from safetensors.torch import load_file, save_file
 from peftkit.cli.main import main
 from peftkit.flows.merge import merge
 from peftkit.flows.verify import Asked, verify
-from tests.merging.made import a_base, an_adapter, opened
+from tests.merging.made import two_adapters
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("remerge")
-    base = a_base(folder / "base", shard="60KB")
-    for name, seed in (("adapter", 1), ("second", 2)):
-        an_adapter(folder / name, opened(base), seed, target_modules="all-linear")
-    merge(str(base), [folder / "adapter"], folder / "merged")
+    folder = two_adapters(tmp_path_factory.mktemp("remerge"))
+    merge(str(folder / "base"), [folder / "adapter"], folder / "merged")
     return folder
 
 
@@ -44,7 +41,7 @@ def test_so_are_several_adapters(made: Path, tmp_path: Path) -> None:
     )
     verdict = verify(tmp_path / "out", Asked())
     assert verdict.ok
-    assert [check.name for check in verdict.checks][-1] == "weights"
+    assert [check.name for check in verdict.checks][-2:] == ["weights", "tokenizer, templates"]
 
 
 def flipped(folder: Path, made: Path) -> str:
@@ -75,6 +72,22 @@ def another_setting(folder: Path, made: Path) -> str:
     return "config.json: rms_norm_eps is another"
 
 
+def no_setting(folder: Path, made: Path) -> str:
+    (folder / "config.json").write_text("{")
+    return "config.json cannot be read"
+
+
+def another_template(folder: Path, made: Path) -> str:
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text() + " ")
+    return "chat_template.jinja is another"
+
+
+def no_tokenizer(folder: Path, made: Path) -> str:
+    (folder / "tokenizer.json").unlink()
+    return "tokenizer.json is missing"
+
+
 def another_adapter(folder: Path, made: Path) -> str:
     other = shutil.copytree(made / "adapter", folder.parent / "adapter")
     held = load_file(other / "adapter_model.safetensors")
@@ -86,7 +99,10 @@ def another_adapter(folder: Path, made: Path) -> str:
     return "adapter_model.safetensors changed since the merge"
 
 
-@pytest.mark.parametrize("harm", [flipped, cut, renamed, another_setting, another_adapter])
+HARMS = [flipped, cut, renamed, another_setting, no_setting, another_template, no_tokenizer, another_adapter]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_what_is_wrong_is_named(
     harm: Callable[[Path, Path], str], made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,8 +121,11 @@ def test_another_base_is_refused(made: Path, tmp_path: Path) -> None:
     assert any(f"{file} changed since the merge" in problem for problem in problems)
 
 
-def test_a_merge_that_names_nothing_is_told(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("said", ["[]", "{", '{"base": {"folder": "x", "sha256": []}, "adapters": []}'])
+def test_a_merge_that_names_nothing_is_told(
+    said: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = copied(made, tmp_path)
-    (folder / "merge.json").write_text("[]")
+    (folder / "merge.json").write_text(said)
     assert main(["verify", str(folder)]) == 2
     assert "merge.json cannot be read" in capsys.readouterr().err

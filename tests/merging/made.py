@@ -79,3 +79,11 @@ def assert_as_peft(folder: Path, kind: str = "AutoModelForCausalLM", config: Any
     adapter = an_adapter(folder / "adapter", opened(base, kind), config=config, **settings)
     merge(str(base), [adapter], folder / "out")
     return assert_same(folder / "out", merged_by_peft(opened(base, kind), [adapter]), kind)
+
+
+def two_adapters(folder: Path) -> Path:
+    """A `base` in shards, with an `adapter` on it and a `second`."""
+    base = a_base(folder / "base", shard="60KB")
+    for name, seed in (("adapter", 1), ("second", 2)):
+        an_adapter(folder / name, opened(base), seed, target_modules="all-linear")
+    return folder
