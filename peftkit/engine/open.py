@@ -187,6 +187,13 @@ def _told(error: Any) -> str:
     return f"{where} is {error['input']!r}: {error['msg']}"
 
 
+def own_linear_again() -> None:
+    """Undo what loading under ZeRO-3 does to torch for the rest of the process: its product asks of weights what not all have."""
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patches
+
+    torch.nn.functional.linear = getattr(Patches, "linear_bk", torch.nn.functional.linear)
+
+
 def zero3_guard(config: Config) -> Any:
     """While this lives, transformers loads models already cut into ZeRO-3's partitions; None at other stages."""
     if stage_of(config) != 3:

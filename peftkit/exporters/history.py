@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftkit.exporters.base import read_object
 from peftkit.run_folder import RunFolder
 from peftkit.status import Status, read_status
 
@@ -70,7 +71,7 @@ class History:
 
 def read_history(folder: RunFolder) -> History:
     """What is there; a file that is not, or cannot be read, says nothing."""
-    splits = _json(folder.splits)
+    splits = read_object(folder.splits)
     rows = list(_lines(folder.metrics))
     steps = {row["step"]: row for row in rows if "split" not in row}  # a resumed run may have told a step again
     evaluations = {(row["step"], row["split"]): row for row in rows if "split" in row}
@@ -87,14 +88,6 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return held if isinstance(held, dict) else {}
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from peftkit.exporters.base import read_object
+
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be; 16 if it is not given."""
 LOW_RANK = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -91,14 +93,16 @@ def whole_model_lacks(folder: Path) -> list[str]:
     lacks = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         lacks.append("tokenizer.json")
-    config = _read(folder / "config.json")
+    config = read_object(folder / "config.json")
     lacks += [f"{name} in config.json" for name in WANTED if not config.get(name)]
     lacks += [] if config.get("dtype") or config.get("torch_dtype") else ["dtype in config.json"]
     kinds = config.get("architectures") or []
     writes = any(kind.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for kind in kinds)
     if writes and not (folder / "generation_config.json").is_file():
         lacks.append("generation_config.json")
-    if (folder / "chat_template.jinja").is_file() and not _read(folder / "tokenizer_config.json").get("chat_template"):
+    if (folder / "chat_template.jinja").is_file() and not read_object(folder / "tokenizer_config.json").get(
+        "chat_template"
+    ):
         lacks.append("chat_template in tokenizer_config.json")
     return lacks + weights_lack(folder)
 
@@ -108,7 +112,7 @@ def weights_lack(folder: Path) -> list[str]:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         return ["weights in safetensors"]
-    index = _read(folder / "model.safetensors.index.json").get("weight_map")
+    index = read_object(folder / "model.safetensors.index.json").get("weight_map")
     if index is None:
         return [] if len(shards) == 1 else ["model.safetensors.index.json"]
     held = {name: shard.name for shard in shards for name in tensor_names(shard)}
@@ -140,7 +144,7 @@ def serving_notes(folder: Path, kind: str, auto_class: str) -> list[str]:
 
 
 def _adapter_notes(folder: Path) -> list[str]:
-    config = _read(folder / "adapter_config.json")
+    config = read_object(folder / "adapter_config.json")
     names = tensor_names(folder / "adapter_model.safetensors")
     notes = []
     if why := vllm_refuses(config, names):
@@ -154,11 +158,3 @@ def _adapter_notes(folder: Path) -> list[str]:
     else:
         notes.append("TGI: `LORA_ADAPTERS=NAME=FOLDER text-generation-launcher --model-id BASE`")
     return notes
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return held if isinstance(held, dict) else {}

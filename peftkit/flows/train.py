@@ -22,7 +22,7 @@ from peftkit.config.trust import remember
 from peftkit.data.batches import steps_per_epoch
 from peftkit.engine.checkpoint import PARTIAL, Progress, newest, prune
 from peftkit.engine.ds_config import ACCUMULATION, MICRO
-from peftkit.engine.open import Engine
+from peftkit.engine.open import Engine, own_linear_again
 from peftkit.engine.saver import Saver
 from peftkit.engine.stop import Stopper
 from peftkit.engine.watch import Watch
@@ -149,6 +149,7 @@ def carry_out(now: Underway) -> Progress:
     with Watch(world, run.guard.silence, run.guard.timeout, now.attempt.end), now.saver:
         engine = all_between(now, engine, fresh=saved is None)
     engine.close()
+    own_linear_again()
     return now.progress
 
 

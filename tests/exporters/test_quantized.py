@@ -32,7 +32,7 @@ METHODS = ("nf4", "fp4", "int8")
 
 @pytest.fixture(autouse=True)
 def _torchs_own_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed's ZeRO-3 leaves another one behind in a process, which asks of weights what torchao's do not have."""
+    """Another test's model that was loaded under ZeRO-3 leaves DeepSpeed's in its place."""
     monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
 
 
