@@ -134,6 +134,11 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_it_answers_as_the_trained_model_whatever_the_sizes(written: Written) -> None:
+    """Held to the size of all answers: that of a single token is one number, which may be as good as none."""
+    scale = {
+        name: torch.cat([answer[name].flatten() for _, answer in written.answers]).square().mean().sqrt()
+        for name in written.answers[0][1]
+    }
     for asked, expected in written.answers:
         found = logits(written.graph(**asked))
         assert found.keys() == expected.keys()
@@ -143,8 +148,7 @@ def test_it_answers_as_the_trained_model_whatever_the_sizes(written: Written) ->
             assert one.shape == other.shape
             if seen is not None and written.head not in ("sequence_classification", "multiple_choice", "seq2seq"):
                 one, other = one[seen], other[seen]  # at padding a model says what it likes
-            error = (one - other).square().mean().sqrt() / one.square().mean().sqrt()
-            assert error < 1e-5
+            assert (one - other).square().mean().sqrt() < 1e-5 * scale[name]
 
 
 def test_it_writes_the_same_texts(written: Written) -> None:
