@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic_core import PydanticCustomError
@@ -11,6 +13,7 @@ from peftkit.cli.words import Parser, allow_code
 from peftkit.config.amount import Amount
 from peftkit.config.duration import Duration
 from peftkit.errors import ConfigError
+from peftkit.run_folder import STEP
 
 T = TypeVar("T", Amount, Duration)
 EXTRA = "peftkit serve needs fastapi, uvicorn and prometheus-client: pip install 'peftkit[serve]'"
@@ -26,19 +29,46 @@ def run(words: list[str]) -> int:
     asked = parser.read(words)
     if asked is None:
         return 0
-    settings = _settings(asked)
+    settings, folders = _settings(asked), named(asked.folders)
+    if missing := [str(folder) for folder in folders.values() if not folder.exists()]:  # said before imports of seconds
+        where = "name RUN, RUN/checkpoints/step-000100 or RUN/export/NAME"
+        raise ConfigError(f"{', '.join(missing)}: there is nothing; {where}")
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
         raise ConfigError(EXTRA) from None
-    from peftkit.flows.serve import Asked, named, serve
+    from peftkit.flows.serve import Asked, serve
     from peftkit.serving.gate import Limits
 
     limits = Limits(settings.pop("max_body"), settings.pop("timeout"))
-    serve(Asked(folders=named(asked.folders), limits=limits, **settings), asked.verbose)
+    serve(Asked(folders=folders, limits=limits, **settings), asked.verbose)
     return 0
+
+
+def named(words: Sequence[str]) -> dict[str, Path]:
+    """`NAME=FOLDER` or `FOLDER`, which has the name of its run. ConfigError if two have the same."""
+    found: dict[str, Path] = {}
+    for word in words:
+        name, given, place = word.partition("=")
+        folder = Path(place if given else word).expanduser()
+        name = name if given else name_of(folder)
+        if not name or not folder.name:
+            raise ConfigError(f"{word}: wants FOLDER or NAME=FOLDER")
+        if name in found:
+            raise ConfigError(
+                f"{found[name]} and {folder} are both named {name}; name them: NAME={found[name]} OTHER={folder}"
+            )
+        found[name] = folder
+    return found
+
+
+def name_of(folder: Path) -> str:
+    """RUN, RUN/checkpoints/step-000100 and RUN/export/merged are named after the run, another folder after itself."""
+    folder = folder.absolute()
+    inside = folder.parent.name == "export" or (folder.parent.name == "checkpoints" and STEP.match(folder.name))
+    return folder.parents[1].name if inside else folder.name
 
 
 def _parser() -> Parser:

@@ -162,7 +162,7 @@ class Batch(Section):
     """Rows in one forward pass on one process; left out: as many as `tokens` lets in; auto: as many as fit the memory."""
     tokens: PositiveInt | None = None
     """Tokens in one forward pass on one process, padding included, but one row at least. More takes more memory; the gradient
-    stays the same. Left out, and `micro` too: the longest row's, at least 512; on a GPU four times that, at least 4096."""
+    stays the same. Left out, and `micro` too: the longest row's, at least 1024; on a GPU four times that, at least 4096."""
 
     sequence_parallel: PositiveInt = 1
     """Processes that share each row: every one computes a part of its tokens, and attention for some of the heads (DeepSpeed's

@@ -31,6 +31,13 @@ class Speed(Section):
     """The output layer at the positions of targets alone, a block of them at a time and with the loss in it: its memory does not
     grow with the vocabulary. Not for R-Drop, which compares whole distributions."""
 
+    liger: Way = "auto"
+    """Norms and gated layers by Liger's kernels, each in one pass over the states: on a GPU, if liger-kernel is installed."""
+
+    compile: bool = False
+    """Let torch.compile make one kernel of each norm that has none. It costs the first steps seconds, and needs a C++ compiler;
+    on a CPU it saves a long run some two per cent."""
+
     prefetch: Way = "auto"
     """Make the next steps' batches in a thread while a step is computed."""
 

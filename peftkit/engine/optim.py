@@ -79,7 +79,7 @@ class AdamW(Optimizer, name="adamw"):
                     " it needs a C++ compiler (g++) and ninja. A configuration without offload_optimizer needs neither"
                 ) from problem
         kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
-        return kind(groups, betas=self.betas, eps=self.eps)
+        return kind(groups, betas=self.betas, eps=self.eps, fused=True)
 
 
 class Adam(AdamW, name="adam"):

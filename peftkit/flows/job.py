@@ -171,7 +171,7 @@ def with_tokens(run: Run, prepared: Prepared) -> Run:
     if longest == 1:  # pictures: what all rows have as much of is not counted in tokens
         size: dict[str, int] = {"micro": ROWS}
     else:
-        size = {"tokens": max(4 * longest, 4096) if fast else max(longest, 512)}
+        size = {"tokens": max(4 * longest, 4096) if fast else max(longest, 1024)}
     return run.model_copy(update={"batch": run.batch.model_copy(update=size)})
 
 

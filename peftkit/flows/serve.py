@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from peftkit.exporters.adapter import Adapter, four_bits
 from peftkit.exporters.manual import MANUAL
 from peftkit.flows.answering import answering
 from peftkit.flows.trained import Trained, described, manual_of, open_trained, placed
-from peftkit.run_folder import STEP
 from peftkit.serving.app import application
 from peftkit.serving.gate import Limits
 from peftkit.serving.model import Served
@@ -199,27 +198,3 @@ def served_as(
             f"{trained.place}: --task {task.name} has nothing to predict of a row; peftkit eval scores it"
         )
     return served
-
-
-def named(words: Sequence[str]) -> dict[str, Path]:
-    """`NAME=FOLDER` or `FOLDER`, which has the name of its run. ConfigError if two have the same."""
-    found: dict[str, Path] = {}
-    for word in words:
-        name, given, place = word.partition("=")
-        folder = Path(place if given else word).expanduser()
-        name = name if given else name_of(folder)
-        if not name or not folder.name:
-            raise ConfigError(f"{word}: wants FOLDER or NAME=FOLDER")
-        if name in found:
-            raise ConfigError(
-                f"{found[name]} and {folder} are both named {name}; name them: NAME={found[name]} OTHER={folder}"
-            )
-        found[name] = folder
-    return found
-
-
-def name_of(folder: Path) -> str:
-    """RUN, RUN/checkpoints/step-000100 and RUN/export/merged are named after the run, another folder after itself."""
-    folder = folder.absolute()
-    inside = folder.parent.name == "export" or (folder.parent.name == "checkpoints" and STEP.match(folder.name))
-    return folder.parents[1].name if inside else folder.name

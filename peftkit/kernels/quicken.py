@@ -10,6 +10,7 @@ from torch import nn
 
 from peftkit.config.speed import Speed
 from peftkit.errors import ConfigError
+from peftkit.kernels.fused import hang_compiled, hang_liger
 from peftkit.kernels.head import hang_head
 from peftkit.kernels.linear import hang_products
 from peftkit.kernels.lora import hang_lora
@@ -54,6 +55,8 @@ def quicken(model: nn.Module, task: Task, speed: Speed) -> Quickened:
     quick.add(hang_head(model, task, speed.way("head")))  # before the other linear layers get their products
     quick.add(hang_products(model, speed.way("kernels")))
     quick.add(hang_lora(model, speed.way("lora")))
+    quick.add(hang_liger(model, speed.way("liger")))
+    quick.add(hang_compiled(model, speed.compile))
     if speed.way("unpad") != "off":
         without_padding(quick, model, speed)
     return quick

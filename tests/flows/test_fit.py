@@ -140,8 +140,8 @@ def test_alone_it_is_the_run_with_that_number(tmp_path: Path, zero: str) -> None
 @pytest.mark.parametrize(
     ("batch", "lengths", "expected"),
     [
-        ({}, [700, 20], {"micro": None, "tokens": 700}),
-        ({}, [30, 20], {"micro": None, "tokens": 512}),
+        ({}, [1700, 20], {"micro": None, "tokens": 1700}),
+        ({}, [30, 20], {"micro": None, "tokens": 1024}),
         ({}, [1, 1], {"micro": 4, "tokens": None}),
         ({"micro": 2}, [700, 20], {"micro": 2, "tokens": None}),
         ({"tokens": 64, "micro": 3}, [700, 20], {"micro": 3, "tokens": 64}),

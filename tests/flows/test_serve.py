@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from peftkit.engine.world import joined
-from peftkit.errors import ConfigError, ExportError
+from peftkit.errors import ExportError
 from peftkit.evaluation.certificate import Certificate
-from peftkit.flows.serve import Asked, check, named, opened
+from peftkit.flows.serve import Asked, check, opened
 from tests.launch import ROOT
 from tests.serving.running import QUESTIONS, chat_run, exported, predicted
 
@@ -34,23 +34,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     first = chat_run(folder / "first")
     second = chat_run(folder / "second", folder / "first" / "base", strategy={"name": "lora", "rank": 4})
     return exported(first, "adapter"), exported(second, "adapter")
-
-
-def test_names_are_those_of_the_runs() -> None:
-    words = [
-        "runs/a",
-        "runs/b/export/adapter",
-        "runs/c/checkpoints/step-000100",
-        "other/merged",
-        "d=runs/a/export/merged",
-    ]
-    assert list(named(words)) == ["a", "b", "c", "merged", "d"]
-    assert named(["d=x=y"]) == {"d": Path("x=y")}
-    with pytest.raises(ConfigError, match="both named a; name them"):
-        named(["runs/a", "runs/a/export/merged"])
-    for word in ("=runs/a", "a="):
-        with pytest.raises(ConfigError, match="wants FOLDER or NAME=FOLDER"):
-            named([word])
 
 
 def test_adapters_of_one_base_share_it(adapters: tuple[Path, Path]) -> None:
