@@ -31,12 +31,15 @@ class Speed(Section):
     """The output layer at the positions of targets alone, a block of them at a time and with the loss in it: its memory does not
     grow with the vocabulary. Not for R-Drop, which compares whole distributions."""
 
+    norm: Way = "auto"
+    """An RMSNorm and its gradient in few passes over the states, of which none is kept twice: on a CPU."""
+
     liger: Way = "auto"
     """Norms and gated layers by Liger's kernels, each in one pass over the states: on a GPU, if liger-kernel is installed."""
 
     compile: bool = False
-    """Let torch.compile make one kernel of each norm that has none. It costs the first steps seconds, and needs a C++ compiler;
-    on a CPU it saves a long run some two per cent."""
+    """Let torch.compile make one kernel of each norm that is written out in torch. It takes a C++ compiler, and seconds in the
+    first steps."""
 
     prefetch: Way = "auto"
     """Make the next steps' batches in a thread while a step is computed."""

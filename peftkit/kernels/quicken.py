@@ -14,6 +14,7 @@ from peftkit.kernels.fused import hang_compiled, hang_liger
 from peftkit.kernels.head import hang_head
 from peftkit.kernels.linear import hang_products
 from peftkit.kernels.lora import hang_lora
+from peftkit.kernels.norm import hang_norms
 from peftkit.tasks import Task
 
 Run = Callable[[], Any]
@@ -57,6 +58,7 @@ def quicken(model: nn.Module, task: Task, speed: Speed) -> Quickened:
     quick.add(hang_lora(model, speed.way("lora")))
     quick.add(hang_liger(model, speed.way("liger")))
     quick.add(hang_compiled(model, speed.compile))
+    quick.add(hang_norms(model, speed.way("norm")))
     if speed.way("unpad") != "off":
         without_padding(quick, model, speed)
     return quick
