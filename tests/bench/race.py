@@ -125,6 +125,8 @@ def race(work: Workload, rows: int, asked: argparse.Namespace) -> dict[str, list
                 if asked.show:
                     print(" ".join(one.words))
                     continue
+                if one.needs:
+                    one.needs.make()
                 with locked(asked.lock):
                     results[name].append(run(one, where, work, asked, folder / f"{out.name}.log"))
                 print(f"  {turn + 1} {name}: {results[name][-1].speed:.0f} tokens/CPU s", file=sys.stderr, flush=True)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.bench.environments import LITGPT, LLAMAFACTORY, TORCHTUNE, Environment
 from tests.bench.workloads import CACHE, Place, Workload
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-LITGPT = (
-    "python -m venv {0}; {0}/bin/pip install torch==2.13.0; {0}/bin/pip install litgpt==0.5.13 requests torch==2.13.0"
-)
-"""How its environment is made: torch first, so that it stays the same."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,8 @@ class Command:
     words: list[str]
     lines: Path
     cwd: Path = ROOT
+    needs: Environment | None = None
+    """Made before it is started."""
 
 
 def command(name: str, asked: Asked) -> Command:
@@ -47,7 +46,7 @@ def command(name: str, asked: Asked) -> Command:
     if kind not in RUNNERS:
         raise SystemExit(f"no runner is named {kind!r}; there are: {', '.join(RUNNERS)}")
     made = RUNNERS[kind](asked)
-    return Command(made.words, made.lines, Path(folder).resolve()) if folder else made
+    return replace(made, cwd=Path(folder).resolve()) if folder else made
 
 
 def peftkit(asked: Asked, *more: str) -> Command:
@@ -87,19 +86,36 @@ def trainer(**more: Any) -> Callable[[Asked], Command]:
     """transformers' Trainer with PEFT; `more` are settings of peer_trainer.py."""
 
     def made(asked: Asked) -> Command:
-        return peer(asked, sys.executable, "peer_trainer.py", {"micro": asked.work.micro, **more})
+        return peer(asked, "peer_trainer.py", {"micro": asked.work.micro, **more})
 
     return made
 
 
 def litgpt(asked: Asked) -> Command:
-    """litgpt, where CACHE/venvs/litgpt has it."""
-    python = CACHE / "venvs" / "litgpt" / "bin" / "python"
-    if not python.exists():
-        raise SystemExit(f"no {python}: {LITGPT.format(CACHE / 'venvs' / 'litgpt')}")
+    """litgpt's own LoRA, at its usual micro-batch of 1."""
     if asked.work.strategy != "lora" or not asked.work.llama or asked.work.llama["tie_word_embeddings"]:
         raise SystemExit(f"litgpt does not run {asked.work.name} here: it has LoRA of an untied Llama")
-    return peer(asked, str(python), "peer_litgpt.py", {"converted": str(CACHE / "litgpt" / asked.place.model.name)})
+    return peer(asked, "peer_litgpt.py", {"converted": str(CACHE / "litgpt" / asked.place.model.name)}, LITGPT)
+
+
+def torchtune(asked: Asked) -> Command:
+    """torchtune's recipe for LoRA on one device."""
+    adapted_llama("torchtune", asked.work)
+    if len(asked.place.tokens) % asked.work.total:
+        raise SystemExit(f"torchtune leaves out rows that fill no step: give it a multiple of {asked.work.total}")
+    return peer(asked, "peer_torchtune.py", {"micro": asked.work.micro}, TORCHTUNE)
+
+
+def llamafactory(asked: Asked) -> Command:
+    """LLaMA-Factory's supervised fine-tuning, without computing activations again as it would if left alone."""
+    adapted_llama("LLaMA-Factory", asked.work)
+    return peer(asked, "peer_llamafactory.py", {"micro": asked.work.micro}, LLAMAFACTORY)
+
+
+def adapted_llama(name: str, work: Workload) -> None:
+    """SystemExit, if the workload is another one."""
+    if not work.llama or not work.adapts:
+        raise SystemExit(f"{name} does not run {work.name} here: it has LoRA and QLoRA of a Llama")
 
 
 def trl(asked: Asked) -> Command:
@@ -107,11 +123,11 @@ def trl(asked: Asked) -> Command:
     folder = CACHE / "venvs" / "trl"
     if not folder.exists():
         raise SystemExit(f"no {folder}: pip install --no-deps --target {folder} trl==1.16.0")
-    return peer(asked, sys.executable, "peer_trainer.py", {"micro": asked.work.micro, "trl": str(folder)})
+    return peer(asked, "peer_trainer.py", {"micro": asked.work.micro, "trl": str(folder)})
 
 
-def peer(asked: Asked, python: str, script: str, more: dict[str, Any]) -> Command:
-    """A peer's script, and its settings beside it in a file."""
+def peer(asked: Asked, script: str, more: dict[str, Any], needs: Environment | None = None) -> Command:
+    """A peer's script, and its settings beside it in a file; it runs on this environment if it needs none of its own."""
     work, where, lines = asked.work, asked.place, asked.out.with_suffix(".lines")
     settings = {
         "model": str(where.model),
@@ -130,7 +146,8 @@ def peer(asked: Asked, python: str, script: str, more: dict[str, Any]) -> Comman
     }
     file = asked.out.with_suffix(".json")
     file.write_text(json.dumps(settings))
-    return Command([python, str(HERE / script), str(file)], lines)
+    python = str(needs.python) if needs else sys.executable
+    return Command([python, str(HERE / script), str(file)], lines, needs=needs)
 
 
 RUNNERS: dict[str, Callable[[Asked], Command]] = {
@@ -144,6 +161,9 @@ RUNNERS: dict[str, Callable[[Asked], Command]] = {
     "trainer-mb1-autocast": trainer(micro=1, autocast=True),
     "litgpt": litgpt,
     "trl": trl,
+    "torchtune": torchtune,
+    "llamafactory": llamafactory,
 }
 """`trainer` has the micro-batch of most people (4; 16 where texts are classified), `-medium` sets torch's precision of fp32
-products to medium, `-autocast` keeps the base in fp32 under bf16."""
+products to medium, `-autocast` keeps the base in fp32 under bf16. `torchtune` and `llamafactory` (LLaMA-Factory) have a
+micro-batch of 4 and keep all activations: so does torchtune by itself, and LLaMA-Factory if told to."""
