@@ -33,6 +33,9 @@ from tests.bench.runners import RUNNERS, Asked, Command, command  # noqa: E402
 from tests.bench.tree import Watched, watch  # noqa: E402
 from tests.bench.workloads import CACHE, WORKLOADS, Place, Workload, json_lines, place  # noqa: E402
 
+ALIKE = 1e-3
+"""First losses of the same work differ by less: 3e-4 is what bf16 makes of them, in the one library or the other."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -129,6 +132,7 @@ def race(work: Workload, rows: int, asked: argparse.Namespace) -> dict[str, list
                     one.needs.make()
                 with locked(asked.lock):
                     results[name].append(run(one, where, work, asked, folder / f"{out.name}.log"))
+                begun_alike(work, results)
                 print(f"  {turn + 1} {name}: {results[name][-1].speed:.0f} tokens/CPU s", file=sys.stderr, flush=True)
     finally:
         if asked.keep:
@@ -154,6 +158,15 @@ def run(one: Command, where: Place, work: Workload, asked: argparse.Namespace, l
             f" the rows have {sum(where.targets)} of {sum(where.tokens)}"
         )
     return Result(sum(tokens[1:]), int(sum(targets[1:])), watched, tuple(float(row["loss"]) for row in rows))
+
+
+def begun_alike(work: Workload, results: dict[str, list[Result]]) -> None:
+    """SystemExit if the first step's losses differ. A classifier's head is made at random by each runner: those do."""
+    losses = {name: runs[-1].losses[0] for name, runs in results.items() if runs}
+    expected = next(iter(losses.values()))
+    if work.task == "chat" and not all(abs(one - expected) <= ALIKE for one in losses.values()):
+        told = "; ".join(f"{name} {one:.5f}" for name, one in losses.items())
+        sys.exit(f"other tokens, another mask or other weights: the first step's losses are {told}")
 
 
 def per_step(where: Place, work: Workload) -> Iterator[tuple[int, int]]:

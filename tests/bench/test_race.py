@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.bench import race, runners, tree, workloads
+from tests.bench import environments, race, runners, tree, workloads
+from tests.bench.environments import Environment
 from tests.bench.workloads import WORKLOADS, Place
 
 
@@ -17,7 +19,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where models, rows and runs lie: nothing of them goes into the user's cache."""
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (workloads, race, runners):
+        for module in (workloads, race, runners, environments):
             patch.setattr(module, "CACHE", folder)
         yield folder
 
@@ -53,6 +55,44 @@ def test_an_epochs_last_step_takes_what_is_left() -> None:
     where = Place(Path(), Path(), Path(), counts, counts)
     work = workloads.Workload("two", "", epochs=2, total=16)
     assert [tokens for tokens, _ in race.per_step(where, work)] == [136, 74, 456, 154]
+
+
+def test_runners_that_begin_otherwise_are_told() -> None:
+    results = {
+        name: [race.Result(0, 0, tree.Watched(), (loss,))] for name, loss in (("peftkit", 10.5), ("other", 10.6))
+    }
+    with pytest.raises(SystemExit, match=r"peftkit 10\.50000; other 10\.60000"):
+        race.begun_alike(WORKLOADS["W1"], results)
+    race.begun_alike(WORKLOADS["W2"], results)
+    results["other"] = [race.Result(0, 0, tree.Watched(), (10.5001,))]
+    race.begun_alike(WORKLOADS["W1"], results)
+
+
+class Offline(Environment):
+    """Without a package; or with one that is nowhere."""
+
+    def commands(self, folder: Path) -> Iterator[list[str]]:
+        yield [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+        if self.packages:
+            yield [sys.executable, "-m", "pip", "install", "--no-index", *self.packages]
+
+
+def test_an_environment_is_made_once(kept: Path) -> None:
+    made = Offline("made", (), hollow=("nothing_in_it",))
+    made.make()
+    assert subprocess.run([made.python, "-c", "import nothing_in_it"], check=True)
+    made.log.unlink()
+    made.make()
+    assert not made.log.exists(), "it is there"
+
+
+def test_an_environment_that_cannot_be_made_is_told_and_leaves_nothing(kept: Path) -> None:
+    failing = Offline("failing", ("a-package-that-is-nowhere",))
+    with pytest.raises(SystemExit, match=f"no environment of failing.*see {failing.log}"):
+        failing.make()
+    assert "a-package-that-is-nowhere" in failing.log.read_text()
+    assert not list(failing.folder.parent.glob("failing*part"))
+    assert not failing.folder.exists()
 
 
 def test_children_are_counted_while_they_live_and_afterwards(tmp_path: Path) -> None:
