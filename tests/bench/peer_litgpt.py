@@ -1,6 +1,6 @@
 """The peer: litgpt's own LoRA fine-tuning, at its usual micro-batch of 1; after each step it appends a line to a file.
 
-VENV/bin/python tests/bench/peer_litgpt.py SETTINGS.json        VENV: CACHE/venvs/litgpt, made as race.py --help says
+VENV/bin/python tests/bench/peer_litgpt.py SETTINGS.json        VENV: CACHE/venvs/litgpt, made by race.py
 
 It learns the rows in their order and at a constant rate (left alone it shuffles them, and its rate rises and falls). What it does
 otherwise than the others: a loss that is a mean of rows' means, and no clipping; neither changes the work.
