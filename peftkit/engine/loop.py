@@ -102,15 +102,20 @@ def accumulate(
         batch = on_device(batch, world.device)
         engine.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         loss = task.loss(forward(engine.deepspeed, task, batch), batch) / targets
+        losses.append(float(loss.detach()))
+        if engine.moving and not math.isfinite(losses[-1]):
+            continue  # its backward pass would move weights
         # DeepSpeed averages over the processes, and the count of targets is already that of all of them.
         engine.deepspeed.backward(loss * world.processes, scale_wrt_gas=False)
         beat()
-        losses.append(float(loss.detach()))
     return losses
 
 
 def _update(engine: Engine) -> float:
     """Take the step; the norm of its gradient before clipping, infinite if it is no number: then nothing has moved."""
+    if engine.moving:
+        engine.deepspeed.step()  # finds no gradient: it counts
+        return engine.moving.norm()
     if engine.zero:
         _take(engine.deepspeed.step, engine)
         return math.inf if engine.overflowed else float(engine.deepspeed.get_global_grad_norm() or 0.0)

@@ -16,6 +16,7 @@ from torch import nn
 
 from peftkit.engine.compiled import building, ready_muon
 from peftkit.engine.ds_config import SIZES, Config, offload_devices, offloads_optimizer, stage_of
+from peftkit.engine.in_backward import InBackward, check_in_backward
 from peftkit.engine.optim import Group, Optimizer, parameter_groups
 from peftkit.engine.statistics import hold_frozen
 from peftkit.errors import ConfigError, ModelError
@@ -34,6 +35,8 @@ class Engine:
     """The ZeRO stage that really runs."""
     hooks: list[Any] = field(default_factory=list)
     """Handles of what was hung on the model; `close` takes it off."""
+    moving: InBackward | None = None
+    """What moves the weights in the backward pass, if anything does: a step then has nothing left to do."""
 
     @property
     def model(self) -> nn.Module:
@@ -102,9 +105,15 @@ def open_engine(
             deepspeed.ops.op_builder.AsyncIOBuilder().load()
     ready_muon()
     config = fitted(config, model)
+    if optim.in_backward:
+        check_in_backward(config, dist.get_world_size())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     _check_gradients(engine.optimizer)
-    return Engine(engine, stage_of(config), hold_frozen(model))
+    if not optim.in_backward:
+        return Engine(engine, stage_of(config), hold_frozen(model))
+    engine.enable_backward_allreduce = False  # it would make a gradient of zeros where it finds none
+    moving = InBackward(engine.optimizer, dict(model.named_parameters()))
+    return Engine(engine, stage_of(config), [*hold_frozen(model), moving], moving)
 
 
 def fitted(config: Config, model: nn.Module) -> Config:

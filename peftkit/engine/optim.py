@@ -34,6 +34,9 @@ class Optimizer(Choice, kind="optimizer", default="adamw"):
     """Each layer further from the output learns at this share of the next one's rate."""
     clip: NonNegativeFloat = 1.0
     """The gradient's norm is cut to this; 0 turns it off."""
+    in_backward: bool = False
+    """Move each weight in the backward pass, as soon as its gradient is whole, and let the gradient go: a quarter less memory for
+    full fine-tuning in fp32. For one process, steps of one micro-batch, --deepspeed zero0 and no clipping."""
 
     @property
     def state_bytes(self) -> float:
@@ -45,6 +48,10 @@ class Optimizer(Choice, kind="optimizer", default="adamw"):
         raise NotImplementedError
 
     def conflicts(self, run: Any) -> Iterator[str]:
+        if self.in_backward and self.clip:
+            yield "--optim.in_backward moves weights before --optim.clip has a whole gradient to cut; give --optim.clip 0"
+        if self.in_backward and run.batch.micro != run.batch.total:
+            yield f"--optim.in_backward moves weights once a step: give --batch.micro {run.batch.total}, as --batch.total is"
         for pattern in self.lr_by_name:
             try:
                 re.compile(pattern)

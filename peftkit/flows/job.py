@@ -22,6 +22,7 @@ from peftkit.data.prepare import Prepared, prepare
 from peftkit.data.store import Store
 from peftkit.engine.ds_config import MICRO, Config, Plan, fill, read_config
 from peftkit.engine.identity import Identity
+from peftkit.engine.in_backward import check_in_backward
 from peftkit.engine.open import DTYPES, check_config, choose_precision, zero3_guard
 from peftkit.engine.random_state import seed_all
 from peftkit.engine.world import World
@@ -199,6 +200,8 @@ def engine_config(run: Run, processes: int) -> tuple[str, Config]:
     precision = choose_precision(run.precision, raw)
     config = fill(raw, plan_of(run, processes, precision))
     check_config(config)
+    if run.optim.in_backward:
+        check_in_backward(config, processes)
     return precision, config
 
 
