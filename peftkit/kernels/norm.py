@@ -6,6 +6,7 @@ a copy of the states in 32. Here x is kept, which its layer keeps anyway, and a 
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def is_plain(norm: Any) -> bool:
     if (
         not type(norm).__name__.endswith("RMSNorm")
         or "forward" in vars(norm)
+        or len(signature(type(norm).forward).parameters) != 2  # a gated one takes more than x
         or not isinstance(eps_of(norm), float)
         or not isinstance(weight, Tensor)
         or weight.ndim != 1

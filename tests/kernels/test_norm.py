@@ -17,6 +17,14 @@ from tests.kernels.test_fused import adapted, learnt
 from tests.tiny import tiny
 
 
+class GatedRMSNorm(LlamaRMSNorm):
+    """The same where it gets no gate."""
+
+    def forward(self, hidden_states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        normed: torch.Tensor = super().forward(hidden_states)
+        return normed if gate is None else normed * gate
+
+
 def norm_of(width: int, dtype: torch.dtype = torch.float32, trains: bool = True) -> Any:
     norm = LlamaRMSNorm(width, eps=1e-5).to(dtype)
     nn.init.normal_(norm.weight.data, generator=torch.Generator().manual_seed(1))
@@ -99,6 +107,7 @@ def test_no_copy_is_kept_for_the_backward_pass() -> None:
 
 def test_what_computes_something_else_is_left() -> None:
     assert not is_plain(GemmaRMSNorm(8))  # 1 + weight
+    assert not is_plain(GatedRMSNorm(8))
     assert not is_plain(nn.LayerNorm(8))
     assert not is_plain(nn.Linear(8, 8))
     assert hang_norms(tiny("gpt2", head="causal_lm"), "auto") == ([], [])
