@@ -63,8 +63,13 @@ def eps_of(norm: Any) -> Any:
 
 
 def forward(norm: Any, x: Tensor) -> Tensor:
-    """The module's output; its own way for what comes in another format than its weight."""
-    if x.dtype is not norm.weight.dtype or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    """The module's output; its own way where there is no gradient to come, and for other formats than its weight's."""
+    if (
+        not torch.is_grad_enabled()  # a text's single tokens: a node of autograd takes longer than what it saves
+        or x.dtype is not norm.weight.dtype
+        or x.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")
+    ):
         own: Tensor = type(norm).forward(norm, x)
         return own
     return rms_norm(x, norm.weight, eps_of(norm))

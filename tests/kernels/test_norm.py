@@ -116,10 +116,12 @@ def test_what_computes_something_else_is_left() -> None:
     assert hang_norms(norm_of(8), "off") == ([], [])
 
 
-def test_autocast_and_other_formats_keep_the_librarys_way() -> None:
+def test_what_has_no_gradient_or_another_format_keeps_the_librarys_way() -> None:
     norm, x = norm_of(16), torch.randn(3, 16)
-    half = norm(x.bfloat16())
+    half, plain = norm(x.bfloat16()), norm(x)
     hang_norms(norm, "auto")
     assert torch.equal(norm(x.bfloat16()), half)
+    with torch.no_grad():
+        assert torch.equal(norm(x), plain)
     with torch.autocast("cpu", torch.bfloat16):
         assert norm(x).dtype is torch.float32
