@@ -34,8 +34,13 @@ def hang_liger(model: nn.Module, way: Way) -> tuple[list[Any], list[str]]:
     if way == "off":
         return [], []
     plain: Any = inner(model)[1]
-    why = _no_liger(plain)
-    found = [] if why else list(_liger(plain))
+    why, found = _no_liger(plain), []
+    try:
+        found = [] if why else list(_liger(plain))
+    except ImportError as problem:  # too old, or without Triton
+        why = f"it cannot be imported ({problem})"
+        if way == "auto":
+            return [], [f"norms without Liger's kernels: {why}"]
     if not found and way == "on":
         raise ConfigError(
             f"--speed.liger on: {why or f'Liger has nothing for {plain.config.model_type}'}; leave it at auto"

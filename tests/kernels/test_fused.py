@@ -122,3 +122,12 @@ def test_without_a_gpu_or_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fused, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install liger-kernel"):
         hang_liger(model, "on")
+
+
+def test_an_installation_that_is_broken_is_told(liger: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
+    handles, (words,) = hang_liger(adapted("llama"), "auto")
+    assert handles == []
+    assert "it cannot be imported" in words
+    with pytest.raises(ConfigError, match=r"--speed.liger on: it cannot be imported"):
+        hang_liger(adapted("llama"), "on")
