@@ -7,6 +7,7 @@ RUN/checkpoints/step-000100/         manifest.json, trained*.safetensors, optimi
 RUN/saves.jsonl                      a row per checkpoint: its bytes, the seconds that training stood still, those of writing
 RUN/status.json                      what the newest attempt is doing, or how it ended
 RUN/stop                             asks a running training to save and end: `touch RUN/stop`
+RUN/lock                             held by the training that writes here: its process and host
 RUN/errors/attempt-0/process-1.json  why that process failed, a file for each that did
 RUN/reference/train/                 numbers of the model before its first step, for tasks that learn against it
 RUN/logs/process-0.log               what libraries said, a file per process
@@ -64,6 +65,10 @@ class RunFolder:
     @property
     def stop(self) -> Path:
         return self.path / "stop"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
 
     def errors(self, attempt: int) -> Path:
         return self.path / "errors" / f"attempt-{attempt}"

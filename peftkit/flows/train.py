@@ -45,6 +45,7 @@ from peftkit.flows.memory import Meter, told_when_full
 from peftkit.flows.out import default_folder
 from peftkit.flows.room import check_room, check_writable, told_when_no_room
 from peftkit.flows.scores import evaluate_all, evaluates, gives_up, score_test
+from peftkit.flows.sole import sole_writer
 from peftkit.flows.stages import all_steps, join_references, open_at
 from peftkit.run_folder import RunFolder
 from peftkit.tracking.jsonl import append_row, truncate_after
@@ -53,7 +54,7 @@ from peftkit.tracking.teller import Teller
 
 END_MARGIN = 30.0
 """Seconds before the scheduler ends the job by which the run has ended by itself."""
-BEFORE_IT_BEGAN = {"logs", "status.json", "errors", "stop", "slurm"}
+BEFORE_IT_BEGAN = {"logs", "status.json", "errors", "stop", "lock", "slurm"}
 """What may lie in the folder of a run that is new."""
 
 
@@ -68,14 +69,15 @@ def train(run: Run) -> Path:
     check_settings(run)
     with Stopper(say) as stopper, joined(max(LONGEST_WAIT, 2 * timedelta(seconds=run.guard.timeout))) as world:
         folder = claim(run, world)
-        attempt = start_attempt(folder, world)
-        try:
-            carry_through(run, attempt, stopper)
-        except BaseException as problem:
-            told = attempt.failed(problem)
-            if told is problem:
-                raise
-            raise told from problem
+        with sole_writer(folder, world):
+            attempt = start_attempt(folder, world)
+            try:
+                carry_through(run, attempt, stopper)
+            except BaseException as problem:
+                told = attempt.failed(problem)
+                if told is problem:
+                    raise
+                raise told from problem
     return folder.path
 
 

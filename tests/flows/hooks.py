@@ -78,3 +78,10 @@ def do_it() -> None:
     os.kill(os.getpid(), int(what))
     if int(what) != signal.SIGSTOP:
         time.sleep(0.01)  # let the handler run
+
+
+def impatient() -> None:
+    """Nobody waits for the training that has the folder."""
+    import peftkit.flows.sole as flow
+
+    flow.HERE = 1.0

@@ -134,7 +134,7 @@ def test_it_is_refused_before_anything_is_written(case: str, data: Path, tmp_pat
     for part in told:
         assert part.format(data=data) in said
     left = {path.name for path in (tmp_path / "run").glob("*")}
-    assert left <= {"logs", "status.json", "errors"}, "no config.yaml, checkpoint, metrics or export"
+    assert left <= {"logs", "status.json", "errors", "lock"}, "no config.yaml, checkpoint, metrics or export"
     again = train(data, tmp_path / "run")
     assert main([*again, "--dry-run"]) == 0, "and the folder can be used once the input is mended"
 
