@@ -26,6 +26,7 @@ from peftkit.kernels.quicken import quicken
 from peftkit.kernels.sequence import share_rows
 from peftkit.kernels.trunk import free_trunk
 from peftkit.run_folder import RunFolder
+from peftkit.tasks.base import IGNORED
 from peftkit.tasks.r_drop import RDrop, check_dropout
 
 
@@ -109,12 +110,14 @@ def opened(job: Job) -> Engine:
 
 
 def few_rows(job: Job, engine: Engine) -> None:
-    """A forward pass over two short rows, the same ones on every process; one is shorter than the other."""
-    task = job.run.task
-    batch = on_device(shortest_batch(job.prepared.train, task, job.base.processor), job.world.device)
+    """A forward pass over two short rows, the same ones on every process; one is shorter than the other, also for a decoder."""
+    task = learnt(job.run)
+    batch = on_device(shortest_batch(job.prepared.train, job.run.task, job.base.processor), job.world.device)
     mask = batch.get("attention_mask")
-    if mask is not None and mask.all():
+    if mask is not None and mask.all() and mask.shape[-1] > 1:
         mask[0, ..., -1] = 0
+    if "decoder_input_ids" in batch and (labels := batch["labels"]).shape[1] > 1 and (labels[:, -1] != IGNORED).all():
+        labels[0, -1] = IGNORED
     forward(engine.deepspeed, task, batch)
 
 

@@ -179,7 +179,9 @@ class _OnHost(torch.autograd.Function):
         query, key, value, out, *sums = ctx.saved_tensors
         segments = ctx.segments
         # In the layout of the projections, so that what comes before needs no copy.
-        grads = [torch.empty_like(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value)]
+        # Keys of a row without a query are passed over.
+        made_as = torch.empty_like if all(segments.rows.lengths) else torch.zeros_like
+        grads = [made_as(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value)]
         for (q, k), logsumexp in zip(_spans(segments), sums, strict=True):
             states = [
                 grad[:, q].transpose(1, 2),

@@ -77,6 +77,8 @@ def without_padding(quick: Quickened, model: nn.Module, speed: Speed) -> None:
         if why := disagreement(hung, run):
             hung.remove()
             refuse(why)
+        elif hung.whole:
+            quick.words.append(f"layers see no padding, but those of {', '.join(hung.whole)}, which are told of none")
         else:
             quick.words.append("layers see no padding: all tokens inside them are useful")
 

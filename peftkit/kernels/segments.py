@@ -90,6 +90,7 @@ class Segments:
         """The rows that are looked at: in cross-attention the encoder's."""
         self._look, self._dense = look, dense
         self._masks: dict[int, Tensor] = {}
+        self._beside: Segments | None = None
 
     @cached_property
     def dense(self) -> Tensor | None:
@@ -102,6 +103,13 @@ class Segments:
         seen = Segments(rows, self.causal, self.window, self._look, self._dense)
         seen.keys = self.rows
         return seen
+
+    def beside(self, states: Tensor) -> Segments:
+        """Of `states` (rows, length, ...) without padding, that each row's tokens look at from end to end: an encoder's."""
+        if self._beside is None or self._beside.rows.shape != states.shape[:2]:
+            rows = Rows(states.new_ones(states.shape[:2], dtype=torch.bool))
+            self._beside = Segments(rows, False, None, self._look, lambda: None)
+        return self._beside
 
     def mask(self, length: int) -> Tensor | None:
         """What a window leaves of a row of that length, (length, length); None where it cuts nothing off."""

@@ -1,7 +1,8 @@
 """Layers that see no padding: between the first and the last of a stack only the rows' tokens are there, one behind the other.
 
 Batches stay as tasks collate them, and what lies outside the stacks (embeddings, positions, head, loss) sees padded rows. A
-row's numbers hang on its own tokens alone.
+row's numbers hang on its own tokens alone. A decoder behind an encoder has the tokens up to the last one that is read, as the
+task says (`tasks.positions`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 from peftkit.kernels.attention import NAME, PLAIN, register
 from peftkit.kernels.segments import Rows, Segments
 from peftkit.models.inspect import inner, stacks
+from peftkit.tasks.base import IGNORED
+from peftkit.tasks.positions import asked_now
 
 CACHES = ("past_key_values", "past_key_value", "layer_past")
+TARGETS = "decoder_attention_mask"
 MIXERS = (nn.Conv1d, nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.RNNBase)
 """Modules that look at a token's neighbours or at other rows."""
 ACROSS = ("position_bias", "alibi", "relative_pos", "rel_pos", "relative_position_bias")
@@ -39,6 +43,10 @@ class Unpadded:
     """Of the model and its parts: where the name of the attention stands."""
     proven: bool = True
     """Until then it is there, and does nothing."""
+    whole: list[str] = field(default_factory=list)
+    """Stacks that are told of no padding, and that see it if there is any."""
+    tells: bool = True
+    """Whether a decoder is told of its padding."""
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -96,7 +104,7 @@ def why_not(model: nn.Module) -> str | None:
 
 def disagreement(hung: Unpadded, run: Callable[[], Any]) -> str | None:
     """What `run` (a forward pass over padded rows, without gradients) shows of it: None if all tokens are as with padding."""
-    hung.proven = False
+    hung.proven, hung.tells = False, True
     hung.attend(PLAIN)
     padded = _states(hung.model, run)
     hung.attend(NAME)
@@ -108,28 +116,31 @@ def disagreement(hung: Unpadded, run: Callable[[], Any]) -> str | None:
         return f"{type(problem).__name__}: {problem}".splitlines()[0]
     if len(ours) != len(padded) or not ours:
         return "its layers are not run one after the other"
-    if not any(segments for _, segments in ours):
+    hung.whole = sorted({path for path, _, segments in ours if segments is None})
+    if all(segments is None for _, _, segments in ours):
         return "its layers are told of no padding"
-    worst = max(_apart(one, other, segments) for (one, _), (other, segments) in zip(padded, ours, strict=True))
-    near = NEAR.get(padded[0][0].dtype, FAR)
+    worst = max(_apart(one, other, segments) for (_, one, _), (_, other, segments) in zip(padded, ours, strict=True))
+    near = NEAR.get(padded[0][1].dtype, FAR)
     if worst > near:
         return f"tokens differ by {worst:.1g} of their size"
+    # Where the pass had no padding for a decoder nothing is known of it.
+    hung.tells = not any(stack.side == "decoder" and stack.path in hung.whole for stack in stacks(hung.model))
     hung.proven = True
     hung.attend(NAME)
     return None
 
 
 @torch.no_grad()
-def _states(model: nn.Module, run: Callable[[], Any]) -> list[tuple[Tensor, Segments | None]]:
-    """What leaves each stack in a pass."""
-    found: list[tuple[Tensor, Segments | None]] = []
+def _states(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, Tensor, Segments | None]]:
+    """What leaves each stack in a pass, behind the stack's name."""
+    found: list[tuple[str, Tensor, Segments | None]] = []
 
-    def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def keep(path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
-        found.append((hidden.detach().clone(), _segments(layer, args, kwargs)))
+        found.append((path, hidden.detach().clone(), _segments(layer, args, kwargs)))
 
-    last = [list(model.get_submodule(stack.path).children())[-1] for stack in stacks(model)]
-    handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in last]
+    last = {stack.path: list(model.get_submodule(stack.path).children())[-1] for stack in stacks(model)}
+    handles = [layer.register_forward_hook(partial(keep, path), with_kwargs=True) for path, layer in last.items()]
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -171,12 +182,27 @@ def _segments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return found if isinstance(found, Segments) else None
 
 
-def _look_inside(hung: Unpadded, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """Whoever wants the states between the layers gets them padded."""
+def _look_inside(hung: Unpadded, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Whoever wants the states between the layers gets them padded; else a decoder is told which of its tokens are needed."""
     wanted = ("output_hidden_states", "output_attentions")
     config: Any = model.config
     if any(kwargs.get(name, getattr(config, name, False)) for name in wanted):
         hung.attend(PLAIN)
+    needed = None if config._attn_implementation != NAME or not hung.tells else _needed(kwargs)
+    if needed is None or TARGETS not in _names(model) or kwargs.get(TARGETS) is not None:
+        return None
+    return args, {**kwargs, TARGETS: needed}
+
+
+def _needed(kwargs: dict[str, Any]) -> Tensor | None:
+    """(rows, length), 1 up to the last of a row's tokens that is read: of a decoder's tokens none looks at a later one."""
+    asked, ids = asked_now(), kwargs.get("decoder_input_ids")
+    if asked is None or ids is None or ids.shape != asked.wanted.labels.shape:
+        return None
+    places = torch.arange(ids.shape[1], device=ids.device)
+    # A row of which nothing is read keeps its first one, so that there is something to compute in each process.
+    last = (places * (asked.wanted.labels != IGNORED)).amax(1, keepdim=True)
+    return (places <= last).long()
 
 
 def _looked_inside(hung: Unpadded, model: nn.Module, args: Any, output: Any) -> None:
@@ -189,11 +215,14 @@ def _enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     named = dict(zip(names, args, strict=False)) | kwargs
     if segments is None or any(named.get(name) is not None for name in CACHES):
         return None
-    rows, seen = segments.rows, named.get("encoder_attention_mask")
-    if isinstance(seen, Segments) and seen.keys is seen.rows:
-        named["encoder_attention_mask"] = seen.across(rows)
-        named["encoder_hidden_states"] = seen.rows.gathered(named["encoder_hidden_states"])
-    encoded = ("encoder_attention_mask", "encoder_hidden_states")
+    rows, encoded = segments.rows, ("encoder_hidden_states", "encoder_attention_mask")
+    states, seen = (named.get(name) for name in encoded)
+    if states is not None:
+        seen = segments.beside(states) if seen is None else seen
+        if not isinstance(seen, Segments):
+            return None  # a mask that is not understood: the layer stays padded
+        if seen.keys is seen.rows:
+            named |= dict(zip(encoded, (seen.rows.gathered(states), seen.across(rows)), strict=True))
     gathered = {name: value if name in encoded else _gathered(value, rows) for name, value in named.items()}
     return tuple(gathered.pop(name) for name in names[: len(args)]), gathered
 
