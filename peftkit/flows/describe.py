@@ -89,8 +89,8 @@ def processes(number: int) -> str:
 
 
 def batch_words(batch: Batch, world: int, useful: float | None) -> str:
-    """`16 rows a step = 2 processes x micro-batches of up to 1,024 tokens, 93.1 % of them useful`."""
-    total, micro, among = batch.total, batch.micro, "" if useful is None else f", {useful:.1%} useful tokens"
+    """`16 rows a step = 2 processes x micro-batches of up to 1,024 tokens, 6.9 % padding`."""
+    total, micro, among = batch.total, batch.micro, "" if useful is None else f", {1 - useful:.1%} padding"
     groups = f"{world // batch.sequence_parallel} x {batch.sequence_parallel} processes that share rows"
     rows = f"{total} rows a step = {processes(world) if batch.sequence_parallel == 1 else groups} x"
     if micro == "auto":

@@ -80,7 +80,7 @@ def without_padding(quick: Quickened, model: nn.Module, speed: Speed) -> None:
         elif hung.whole:
             quick.words.append(f"layers see no padding, but those of {', '.join(hung.whole)}, which are told of none")
         else:
-            quick.words.append("layers see no padding: all tokens inside them are useful")
+            quick.words.append("layers see no padding: 100% of what they compute is useful tokens")
 
     if why := why_not(model):
         refuse(why)

@@ -204,7 +204,7 @@ def header(model: Any, batch: dict[str, Tensor]) -> str:
 
 
 def test_the_header_names_the_layers_that_are_told_of_no_padding() -> None:
-    whole = "layers see no padding: all tokens inside them are useful"
+    whole = "layers see no padding: 100% of what they compute is useful tokens"
     assert header(made(*FAMILIES["bart"]), batch_of("bart")) == whole
     found = header(made(*FAMILIES["bart"]), batch_of("bart", targets=(3, 3, 3, 3)))
     assert found == "layers see no padding, but those of model.decoder.layers, which are told of none"
@@ -215,7 +215,7 @@ def test_the_header_names_the_layers_that_are_told_of_no_padding() -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({}, "layers see no padding: all tokens inside them are useful"),
+        ({}, "layers see no padding: 100% of what they compute is useful tokens"),
         # Whole distributions are compared, and nobody says what is read.
         (
             {"regularize": {"r_drop": 1}},
