@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from peftkit.tracking.teller import Teller
 
 WARM = 2
 """Steps before those that are counted: memory is found, kernels are chosen, nothing is typical yet."""
+DEAREST = 8
+"""So many operations of a traced step are named."""
 MADE = 8
 """Steps' worth of rows that are made where none are named."""
 
@@ -44,6 +46,8 @@ class Measured:
     seconds: dict[str, float]
     cpu: dict[str, float]
     memory: Full
+    operations: Pairs
+    """The traced step's dearest ones; none without a trace."""
 
     @property
     def whole(self) -> float:
@@ -68,7 +72,8 @@ def bench(run: Run, steps: int = 5, trace: Path | None = None) -> Measured:
         teller.header("time of a step", time_words(found))
         teller.header("memory of this process", memory_words(found.memory))
         if trace:
-            teller.note(f"the trace of one more step: {trace} (open it in https://ui.perfetto.dev)")
+            teller.header("dearest operations of one more step", found.operations)
+            teller.note(f"the trace of that step: {trace} (open it in https://ui.perfetto.dev)")
     return found
 
 
@@ -110,11 +115,13 @@ def take(job: Job, meter: Meter, folder: RunFolder, steps: int, trace: Path | No
             dict(watch.seconds),
             dict(watch.cpu),
             measured(job.model, meter, peak()),
+            [],
         )
         if trace:
             with profile() as profiled:
                 engine = next(taken)[0]
             write_trace(profiled, trace, job.world)
+            found.operations.extend(operation_words(profiled.key_averages()))
     engine.close()
     return found
 
@@ -124,6 +131,18 @@ def write_trace(profiled: Any, file: Path, world: World) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     own = file if world.first else file.with_name(f"{file.stem}-{world.process}{file.suffix}")
     profiled.export_chrome_trace(str(own))
+
+
+def operation_words(events: Iterable[Any]) -> Pairs:
+    """Seconds in an operation itself, not in those that it calls: on the GPU if one computes, else on this process's threads."""
+    found = list(events)
+    # What is called by a name, the step's parts, has all the time on a GPU of what it calls.
+    seconds = {event.key: event.self_device_time_total / 1e6 for event in found if not event.is_user_annotation}
+    if not any(seconds.values()):
+        seconds = {event.key: event.self_cpu_time_total / 1e6 for event in found}
+    calls, whole = {event.key: event.count for event in found}, sum(seconds.values())
+    dearest = sorted(seconds, key=lambda name: -seconds[name])[:DEAREST]
+    return [(name, f"{seconds[name]:8.3f} s  {seconds[name] / whole:6.1%}   {calls[name]:,} calls") for name in dearest]
 
 
 def tokens_of(job: Job, step: Step) -> int:

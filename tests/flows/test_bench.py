@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -13,7 +15,7 @@ from peftkit.cli.main import main
 from peftkit.config.read import read
 from peftkit.engine.stopwatch import BACKWARD, DATA, FORWARD, OPTIMIZER, PARTS, TALK
 from peftkit.engine.world import World
-from peftkit.flows.bench import WARM, Measured, bench, memory_words
+from peftkit.flows.bench import DEAREST, WARM, Measured, bench, memory_words
 from tests.conftest import Together
 from tests.tiny import save_tiny
 
@@ -62,6 +64,29 @@ def test_the_trace_names_the_parts(benched: tuple[Path, Measured]) -> None:
     named = [span["name"] for span in spans]
     assert [named.count(f"peftkit: {part}") for part in (DATA, FORWARD, BACKWARD, OPTIMIZER)] == [1, 2, 2, 1]
     assert any("aten::mm" in name for name in named)
+
+
+def test_the_dearest_operations_are_those_of_the_trace(benched: tuple[Path, Measured]) -> None:
+    """An operation's own seconds: those of its span without those of the spans inside it."""
+    folder, found = benched
+    events = json.loads((folder / "traces/step.json").read_text())["traceEvents"]
+    spans = [event for event in events if event.get("cat") in ("cpu_op", "user_annotation")]
+    own: Counter[str] = Counter()
+    for thread in {span["tid"] for span in spans}:
+        around: list[dict[str, Any]] = []
+        for span in sorted((one for one in spans if one["tid"] == thread), key=lambda one: (one["ts"], -one["dur"])):
+            while around and around[-1]["ts"] + around[-1]["dur"] <= span["ts"]:
+                around.pop()
+            if around:
+                own[around[-1]["name"]] -= span["dur"]
+            own[span["name"]] += span["dur"]
+            around.append(span)
+    assert len(found.operations) == DEAREST
+    for name, words in found.operations:
+        seconds, share, calls = words.split()[0], words.split()[2], words.split()[3]
+        assert float(seconds) == pytest.approx(own[name] / 1e6, abs=1e-3)
+        assert float(share.rstrip("%")) / 100 == pytest.approx(own[name] / own.total(), abs=2e-3)
+        assert int(calls.replace(",", "")) == sum(span["name"] == name for span in spans)
 
 
 def test_its_steps_are_those_of_the_training(tmp_path: Path) -> None:
