@@ -27,9 +27,8 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]  # the first of them 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On one thread: two of them spin for each other where another worker has one of the cores."""
     folder = tmp_path_factory.mktemp("real") / "run"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     peftkit.train(
         peftkit.Run(
             strategy={"name": "lora", "rank": 8},
@@ -43,7 +42,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     peftkit.export(folder, to="merged")
-    torch.set_num_threads(threads)
     return folder
 
 
