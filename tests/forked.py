@@ -6,30 +6,38 @@
         assert [one.wait() for one in world] == [75, 75]
 
 `python -m tests.forked` is the server. It has no threads and no process group, so that a fork of it is as a new process is.
+The fresh processes that a forked command wants for its exports are forked from it as well: they have the imports, and nothing
+of what was trained.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 from tests.launch import ROOT, environment
 
+DESK = "PEFTKIT_TEST_FORKS"
+"""The variable that says at which socket the server takes requests for fresh processes."""
 PRELOAD = (
     "torch", "transformers", "deepspeed", "peft", "safetensors.torch", "sklearn.metrics", "datasets",
     "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert", "transformers.integrations",
     "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2",
     "peftkit.flows.train", "peftkit.flows.export", "peftkit.strategies.lora", "peftkit.tasks", "peftkit.cli.train",
+    "peftkit.evaluation.fresh",
 )  # fmt: skip
 
 
@@ -70,9 +78,12 @@ class Server:
     """The client's end. Whatever was forked and still runs is ended with it."""
 
     def __enter__(self) -> Server:
+        self._folder = tempfile.TemporaryDirectory(prefix="peftkit-forks-", dir="/tmp")  # a socket's path has 108 bytes
+        self.desk = f"{self._folder.name}/desk"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.forked"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment(TOKENIZERS_PARALLELISM="false"),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
+            env=environment(TOKENIZERS_PARALLELISM="false", **{DESK: self.desk}),
         )  # fmt: skip
         self.ended: dict[int, int] = {}
         self._running: list[int] = []
@@ -90,6 +101,7 @@ class Server:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._folder.cleanup()
 
     def start(self, words: Sequence[str | Path], log: Path, processes: int = 1, **env: str) -> list[Process]:
         """`peftkit WORDS` as a world of so many processes on this machine; each speaks into a file below `log`."""
@@ -134,6 +146,25 @@ class Server:
         return True
 
 
+def run_forked(desk: str, words: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`PYTHON -m MODULE ...` in a fork of the server at `desk`, instead of subprocess.run; what it says is all in stderr."""
+    with socket.socket(socket.AF_UNIX) as asking, tempfile.NamedTemporaryFile("w+", prefix="peftkit-fork-") as log:
+        until = time.monotonic() + 120
+        while asking.connect_ex(desk):
+            assert time.monotonic() < until, "the fork server does not answer"
+            time.sleep(0.02)  # it imports first
+        asked = {"name": log.name, "module": words[2:], "env": {**env, DESK: desk}}
+        asking.sendall(json.dumps(asked).encode() + b"\n")
+        with asking.makefile() as answers:
+            code = int(answers.readline())
+        return subprocess.CompletedProcess(list(words), code, "", log.read())
+
+
+def in_place_of_subprocess(desk: str) -> Any:
+    """For peftkit.evaluation.fresh, whose processes are forked then."""
+    return SimpleNamespace(run=lambda words, env, **_: run_forked(desk, words, env))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -142,6 +173,7 @@ def free_port() -> int:
 
 def serve() -> None:
     """Read commands, a JSON object a line; tell of each process when it starts and when it ends."""
+    import gc
     import importlib
     import select
 
@@ -149,28 +181,51 @@ def serve() -> None:
     os.dup2(2, 1)
     for name in PRELOAD:
         importlib.import_module(name)
+    gc.freeze()  # DeepSpeed collects garbage, in every fork among all that was imported
     os.set_blocking(0, False)
-    children: set[int] = set()
+    desk = socket.socket(socket.AF_UNIX)
+    desk.bind(os.environ[DESK])
+    desk.listen(64)
+    children: dict[int, socket.socket | None] = {}
     buffer = b""
     while True:
-        ready, _, _ = select.select([0], [], [], 0.02 if children else None)
-        if ready:
+        ready, _, _ = select.select([0, desk], [], [], 0.02 if children else None)
+        if desk in ready:
+            asking, _ = desk.accept()
+            children[fork(json.loads(asking.makefile().readline()))] = asking
+        if 0 in ready:
             content = os.read(0, 1 << 16)
             if not content:
                 return
             *lines, buffer = (buffer + content).split(b"\n")
             for line in lines:
                 asked = json.loads(line)
-                pid = os.fork()
-                if not pid:
-                    become(asked)
-                children.add(pid)
+                children[pid := fork(asked)] = None
                 out.write(json.dumps({"name": asked["name"], "pid": pid}) + "\n")
-        for pid in list(children):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                children.discard(pid)
-                out.write(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}) + "\n")
+        tell_the_ended(children, out)
+
+
+def fork(asked: dict[str, Any]) -> int:
+    """The number of the process that becomes what is asked for."""
+    pid = os.fork()
+    if not pid:
+        become(asked)
+    return pid
+
+
+def tell_the_ended(children: dict[int, socket.socket | None], out: TextIO) -> None:
+    """The exit codes of those that have ended, each to whom asked for it."""
+    for pid, asking in list(children.items()):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if not found:
+            continue
+        del children[pid]
+        code = os.waitstatus_to_exitcode(status)
+        if asking is None:
+            out.write(json.dumps({"pid": pid, "code": code}) + "\n")
+        else:
+            with suppress(BrokenPipeError), asking:  # a training that was killed waits no longer
+                asking.sendall(f"{code}\n".encode())
 
 
 def become(asked: dict[str, Any]) -> None:
@@ -183,17 +238,12 @@ def become(asked: dict[str, Any]) -> None:
     os.dup2(log, 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    if "module" in asked:
+        os.environ.clear()
     os.environ.update(asked["env"])
-    if hook := os.environ.get("PEFTKIT_TEST_HOOK"):  # a test's own code in this process: MODULE:FUNCTION
-        import importlib
-
-        module, _, function = hook.partition(":")
-        getattr(importlib.import_module(module), function)()
-    from peftkit.cli.main import main
-
     code = 1
     try:
-        code = main(asked["words"])
+        code = run_module(asked["module"]) if "module" in asked else run_command(asked["words"])
     except SystemExit as left:
         code = int(left.code or 0)
     except BaseException:
@@ -204,6 +254,27 @@ def become(asked: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def run_module(words: Sequence[str]) -> int:
+    """As `python -m MODULE ...` does."""
+    sys.argv = list(words)
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    return 0
+
+
+def run_command(words: Sequence[str]) -> int:
+    """As `peftkit ...` does; what it has opened in fresh processes is opened in forks."""
+    import importlib
+
+    from peftkit.cli.main import main
+    from peftkit.evaluation import fresh
+
+    if hook := os.environ.get("PEFTKIT_TEST_HOOK"):  # a test's own code in this process: MODULE:FUNCTION
+        module, _, function = hook.partition(":")
+        getattr(importlib.import_module(module), function)()
+    fresh.subprocess = in_place_of_subprocess(os.environ[DESK])
+    return main(words)
 
 
 if __name__ == "__main__":

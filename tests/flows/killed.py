@@ -18,7 +18,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.engine.checkpoint import verify
-from peftkit.evaluation import verify as verification
 from peftkit.run_folder import RunFolder
 from peftkit.status import read_status
 from tests.forked import Process, Server
@@ -58,29 +56,12 @@ def count_events() -> None:
                 kill_all(desk) if os.environ["KILL_ALL"] == "1" else os.kill(own, signal.SIGKILL)
 
     sys.addaudithook(hook)
-    verification.subprocess = Forks  # type: ignore[assignment]
 
 
 def kill_all(desk: Path) -> None:
     for pid in sorted((int(file.read_text()) for file in desk.glob("*.pid")), key=lambda pid: pid == os.getpid()):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-class Forks:
-    """In place of `subprocess` where an export is opened in a fresh process: a fork costs no seconds of imports."""
-
-    @staticmethod
-    def run(words: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
-        pid = os.fork()
-        if not pid:
-            code = 1
-            try:
-                verification.main(Path(words[-1]))
-                code = 0
-            finally:
-                os._exit(code)
-        return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "", "")
 
 
 @dataclass(frozen=True)
