@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests.forked import Server
+from tests.forked import Server, in_place_of_subprocess
 from tests.launch import torchrun
 from tests.slurm.cluster import Cluster, missing
 
@@ -99,10 +102,36 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def _started() -> Iterator[Callable[[], Server]]:
+    """The session's fork server, which starts when the first asks for it."""
+    with ExitStack() as until_the_end:
+        yield cache(lambda: until_the_end.enter_context(Server()))
+
+
+@pytest.fixture(scope="session")
+def server(_started: Callable[[], Server]) -> Server:
     """Forks `peftkit` commands, without the seconds of importing."""
-    with Server() as running:
-        yield running
+    return _started()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forks_for_exports(_started: Callable[[], Server]) -> Iterator[None]:
+    """An export is opened in a process that has the imports and nothing else, unless a test wants `new_processes`."""
+    from peftkit.evaluation import fresh  # it imports torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fresh, "subprocess", in_place_of_subprocess(lambda: _started().desk))
+        yield
+
+
+@pytest.fixture(scope="module")
+def new_processes() -> Iterator[None]:
+    """For a module's tests, whose exports are opened in processes that begin with nothing, as a user's are."""
+    from peftkit.evaluation import fresh
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fresh, "subprocess", subprocess)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +160,9 @@ def run_forked(desk: str, words: Sequence[str], env: Mapping[str, str]) -> subpr
         return subprocess.CompletedProcess(list(words), code, "", log.read())
 
 
-def in_place_of_subprocess(desk: str) -> Any:
+def in_place_of_subprocess(desk: Callable[[], str]) -> Any:
     """For peftkit.evaluation.fresh, whose processes are forked then."""
-    return SimpleNamespace(run=lambda words, env, **_: run_forked(desk, words, env))
+    return SimpleNamespace(run=lambda words, env, **_: run_forked(desk(), words, env))
 
 
 def free_port() -> int:
@@ -273,7 +273,7 @@ def run_command(words: Sequence[str]) -> int:
     if hook := os.environ.get("PEFTKIT_TEST_HOOK"):  # a test's own code in this process: MODULE:FUNCTION
         module, _, function = hook.partition(":")
         getattr(importlib.import_module(module), function)()
-    fresh.subprocess = in_place_of_subprocess(os.environ[DESK])
+    fresh.subprocess = in_place_of_subprocess(lambda: os.environ[DESK])
     return main(words)
 
 

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]  # the first of them 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(new_processes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """On one thread: two of them spin for each other where another worker has one of the cores."""
     folder = tmp_path_factory.mktemp("real") / "run"
     peftkit.train(

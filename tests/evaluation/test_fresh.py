@@ -16,6 +16,8 @@ from peftkit.exporters.base import Reading
 from tests.tiny import save_tiny
 from tests.trained import language_rows
 
+pytestmark = pytest.mark.usefixtures("new_processes")
+
 
 def test_a_real_process_answers_as_the_model_does(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", "llama")

@@ -15,6 +15,11 @@ from tests.real.carriers import carrier, converted
 Train = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _new_processes(new_processes: None) -> None:
+    """What a real model has learnt is opened as a user opens it."""
+
+
 @pytest.fixture(scope="session")
 def minilm() -> str:
     """all-MiniLM-L6-v2: six layers of BERT, taught to give sentences of one meaning one place."""
