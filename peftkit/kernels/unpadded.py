@@ -137,7 +137,8 @@ def _states(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, Tensor,
 
     def keep(path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
-        found.append((path, hidden.detach().clone(), _segments(layer, args, kwargs)))
+        segments = None if _caches(layer, args, kwargs) else _segments(layer, args, kwargs)
+        found.append((path, hidden.detach().clone(), segments))
 
     last = {stack.path: list(model.get_submodule(stack.path).children())[-1] for stack in stacks(model)}
     handles = [layer.register_forward_hook(partial(keep, path), with_kwargs=True) for path, layer in last.items()]
@@ -182,6 +183,12 @@ def _segments(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return found if isinstance(found, Segments) else None
 
 
+def _caches(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a layer is given keys and values of former tokens, or room for its own."""
+    named = dict(zip(_names(layer), args, strict=False)) | kwargs
+    return any(named.get(name) is not None for name in CACHES)
+
+
 def _look_inside(hung: Unpadded, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """Whoever wants the states between the layers gets them padded; else a decoder is told which of its tokens are needed."""
     wanted = ("output_hidden_states", "output_attentions")
@@ -191,7 +198,9 @@ def _look_inside(hung: Unpadded, model: nn.Module, args: Any, kwargs: dict[str, 
     needed = None if config._attn_implementation != NAME or not hung.tells else _needed(kwargs)
     if needed is None or TARGETS not in _names(model) or kwargs.get(TARGETS) is not None:
         return None
-    return args, {**kwargs, TARGETS: needed}
+    # Where the decoder has a configuration of its own, that may ask for a cache, which a pass over whole targets has no use for.
+    spared = {"use_cache": False} if "use_cache" in _names(model) else {}
+    return args, {**spared, **kwargs, TARGETS: needed}
 
 
 def _needed(kwargs: dict[str, Any]) -> Tensor | None:
@@ -213,7 +222,7 @@ def _enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """Before a layer: what comes padded is gathered."""
     segments, names = _segments(layer, args, kwargs), _names(layer)
     named = dict(zip(names, args, strict=False)) | kwargs
-    if segments is None or any(named.get(name) is not None for name in CACHES):
+    if segments is None or _caches(layer, args, kwargs):
         return None
     rows, encoded = segments.rows, ("encoder_hidden_states", "encoder_attention_mask")
     states, seen = (named.get(name) for name in encoded)

@@ -26,6 +26,7 @@ from peftkit.tasks import Seq2Seq
 from peftkit.tasks.base import IGNORED
 from peftkit.tasks.positions import Wanted, reading
 from tests.kernels.test_unpadded import BART, NEAR, assert_equal_learnt, made
+from tests.tasks.test_seq2seq import model_of
 from tests.tiny import save_tiny
 
 CALM = BART | {"attention_dropout": 0, "activation_dropout": 0, "pad_token_id": 1}
@@ -235,6 +236,22 @@ def test_a_run_says_what_holds_also_where_all_targets_are_as_long(
     open_at(job, 0, None).close()
     assert [word for word in job.quickened if word.startswith("layers see")] == [expected]
     assert any(query != key for query, key in shapes) is not bool(more)
+
+
+def test_a_decoder_that_would_keep_a_cache_is_asked_for_none(shapes: list[tuple[int, int]]) -> None:
+    """An encoder and a decoder that were put together have configurations of their own, which training does not reach."""
+    model = model_of("bert2bert").train()
+    model.config.use_cache = False
+    assert model.config.decoder.use_cache
+    batch = batch_of("bart")
+    expected = learnt(model, batch)
+    assert header(model, batch) == "layers see no padding: 100% of what they compute is useful tokens"
+    shapes.clear()
+    assert_equal_learnt(expected, learnt(model, batch))
+    assert {(20, 20), (20, 31)} <= set(shapes)
+    whole = batch | {"decoder_attention_mask": torch.ones_like(batch["labels"])}  # with which the decoder keeps one
+    whole["decoder_attention_mask"][0, -1] = 0
+    assert "told of none" in header(model_of("bert2bert").train(), whole)
 
 
 def test_a_decoder_that_was_not_proven_stays_padded(shapes: list[tuple[int, int]]) -> None:
