@@ -29,7 +29,7 @@ from peftkit.engine.world import World
 from peftkit.errors import CheckpointError, ConfigError
 from peftkit.kernels.sequence import own_labels
 from peftkit.metrics import Metric
-from peftkit.models.configure import configure, context_limit
+from peftkit.models.configure import configure, context_limit, keep_no_cache
 from peftkit.models.find import find
 from peftkit.models.inspect import Count, count, depth_of
 from peftkit.models.load import Base, fresh_in, load, skeleton
@@ -140,7 +140,7 @@ def make_job(run: Run, world: World) -> Job:
     run = run.model_copy(update={"precision": precision})
     guard = zero3_guard(config)
     base = load(run.model, run.task, run.strategy, DTYPES[precision], run.seed, run.data.cache)
-    base.model.config.use_cache = False  # training keeps no keys and values for a next token
+    keep_no_cache(base.model)
     seed_all(run.seed)  # the same on every process: what is made now (adapters) must be
     model = run.strategy.adapt(base.model, base.fresh)
     depths = depth_of(model) if run.optim.layer_decay != 1 else {}

@@ -13,6 +13,7 @@ from peftkit.config.sections import Model
 from peftkit.errors import ModelError
 from peftkit.models.code import TRUST, kernels_of, why_unread
 from peftkit.models.find import hub_words
+from peftkit.models.library import PreTrainedModel
 from peftkit.models.whole import whole_weights
 from peftkit.tasks import Task
 
@@ -38,6 +39,14 @@ def configure(settings: Model, task: Task, source: str) -> Any:
     _check_task(config, task, settings)
     _check_kernels(config, settings, source)
     return config
+
+
+def keep_no_cache(model: nn.Module) -> None:
+    """Let the model, and parts of it that have a configuration of their own (T5's decoder), keep no keys and values for a next
+    token: training has no use for them, and they are copies."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.use_cache = False
 
 
 def set_dropout(config: Any, probability: float) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from torch import nn
 
 from peftkit.config.sections import Model
 from peftkit.errors import ModelError
-from peftkit.models.configure import configure, context_limit, set_dropout
+from peftkit.models.configure import configure, context_limit, keep_no_cache, set_dropout
 from peftkit.tasks import Task
 from tests.tiny import FAMILIES, IMAGES, POSITIONS, config, model_class, save_tiny
 
@@ -33,6 +34,18 @@ def test_dropout_reaches_every_dropout_module(family: str) -> None:
     assert modules or family in ("llama", "qwen", "gemma", "bart", "marian", "whisper")  # these call the function
     named = {name: value for name, value in settings.to_dict().items() if "dropout" in name or "pdrop" in name}
     assert set(named.values()) == {0.3}
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "llama"])
+def test_training_keeps_no_keys_and_values(family: str) -> None:
+    """T5's decoder has a configuration of its own. Who asks for them, to write, gets them."""
+    model = model_class(family)(config(family)).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    words = {"input_ids": ids, "decoder_input_ids": ids} if model.config.is_encoder_decoder else {"input_ids": ids}
+    assert model(**words).past_key_values is not None
+    keep_no_cache(model)
+    assert model(**words).past_key_values is None
+    assert model(**words, use_cache=True).past_key_values is not None
 
 
 def test_dropping_layers_is_another_thing() -> None:
