@@ -200,7 +200,14 @@ def own_linear_again() -> None:
     """Undo what loading under ZeRO-3 does to torch for the rest of the process: its product asks of weights what not all have."""
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patches
 
-    torch.nn.functional.linear = getattr(Patches, "linear_bk", torch.nn.functional.linear)
+    theirs, own = torch.nn.functional.linear, getattr(Patches, "linear_bk", torch.nn.functional.linear)
+    torch.nn.functional.linear = own
+    # torchao's tensors know the product by what stood there when they were imported.
+    base = getattr(sys.modules.get("torchao.utils"), "TorchAOBaseTensor", None)
+    for kind in base.__subclasses__() if base else ():
+        for functions in getattr(kind, "_TORCH_FN_TABLE", {}).values():
+            if theirs in functions:
+                functions.setdefault(own, functions[theirs])
 
 
 def zero3_guard(config: Config) -> Any:
