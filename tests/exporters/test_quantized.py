@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from peftkit.engine.open import own_linear_again
 from peftkit.errors import ConfigError, ExportError
 from peftkit.exporters import Quantized
 from peftkit.exporters import quantized as room
@@ -31,9 +32,9 @@ METHODS = ("nf4", "fp4", "int8")
 
 
 @pytest.fixture(autouse=True)
-def _torchs_own_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def _torchs_own_product() -> None:
     """Another test's model that was loaded under ZeRO-3 leaves DeepSpeed's in its place."""
-    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
+    own_linear_again()
 
 
 def trained(family: str = "llama", **settings: Any) -> Any:
