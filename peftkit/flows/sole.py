@@ -42,16 +42,16 @@ def _take(path: Path) -> tuple[int, str | None]:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a link's file is somebody else's
         except OSError:  # what is wrong there is told where something has to be written
             return -1, None
         try:
             # POSIX's: a child that was forked does not hold it on, and over NFS it holds between hosts.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
-            who = Holder.of(file)
+            who = Holder.of(file) if problem.errno in TAKEN else None
             os.close(file)
-            if problem.errno not in TAKEN:
+            if who is None:
                 return -1, None
         else:
             with suppress(OSError):

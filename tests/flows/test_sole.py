@@ -97,6 +97,13 @@ def test_a_file_system_without_locks_is_taken_as_it_is(tmp_path: Path, monkeypat
         assert (tmp_path / "lock").read_text() == ""
 
 
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("dear")
+    (tmp_path / "lock").symlink_to("mine")
+    with sole_writer(RunFolder(tmp_path), ONLY):
+        assert (tmp_path / "mine").read_text() == "dear"
+
+
 @pytest.mark.launch
 def test_a_second_training_leaves_the_first_one_as_it_is(runs: Runs) -> None:
     hook = {"PEFTKIT_TEST_HOOK": "tests.flows.hooks:at_a_step"}
